@@ -1,0 +1,5 @@
+"""`python -m service` is `attachd`."""
+
+from service.cli import main
+
+main()

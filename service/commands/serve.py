@@ -1,0 +1,95 @@
+"""`attachd serve` and `attachd migrate`."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from service import logs
+from service.keyfile import KeyFile
+from service.keyset import KeySetError
+from service.links import mint_upload, upload_url
+from service.metadata.base import MetadataError
+from service.metadata.migrate import migrate as bring_up_to_date
+from service.runtime import Service
+from service.runtime import serve as run_service
+from service.storage.base import StorageError
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+HOUR_SECONDS: Final = 3600
+
+
+@click.command()
+@click.option("--print-link", is_flag=True, help="Print an upload link and the lines that use it.")
+@click.pass_obj
+def serve(settings: Settings, *, print_link: bool) -> None:
+    """Run the service until SIGTERM."""
+    logs.configure(settings.log_format, settings.log_level)
+
+    def ready(service: Service) -> None:
+        if print_link:
+            _print_link(service)
+
+    try:
+        _run(settings, ready)
+    except (OSError, KeySetError, MetadataError, StorageError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.command()
+@click.pass_obj
+def migrate(settings: Settings) -> None:
+    """Bring the schema of the database up to date."""
+    try:
+        bring_up_to_date(settings.database_url)
+    except MetadataError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo("the schema is up to date")
+
+
+def _run(settings: Settings, ready: Callable[[Service], None]) -> None:
+    if sys.platform == "win32":
+        asyncio.run(run_service(settings, ready))
+        return
+    import uvloop  # noqa: PLC0415 - does not exist on Windows
+
+    uvloop.run(run_service(settings, ready))
+
+
+def _print_link(service: Service) -> None:
+    settings = service.settings
+    key = KeyFile(settings.keys_path).current().signing_key()
+    token = mint_upload(
+        key,
+        audience=settings.base_url,
+        jti=secrets.token_urlsafe(16),
+        now=time.time(),
+        expires_in=HOUR_SECONDS,
+        max_size=settings.max_size,
+    )
+    link = upload_url(settings.base_url, token)
+    click.echo(
+        f"""
+attachd is listening on {service.public}; operations on {service.operations}.
+An upload link for one file, good for an hour:
+
+  {link}
+
+Send a file with either of these:
+
+  curl -T FILE '{link}'
+  attachd put FILE '{link}'
+
+Then make a download link with the file id that was answered:
+
+  attachd link download FILE_ID
+"""
+    )

@@ -1,0 +1,52 @@
+"""The events of the contract's section 9, as values for the outbox.
+
+They are written in the transaction of the change they tell of. No token and no address that
+grants anything is ever part of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from service.model import Event, File, Upload
+
+
+class EventMaker:
+    """Makes events with new ids."""
+
+    def __init__(self, new_id: Callable[[], str]) -> None:
+        self._new_id = new_id
+
+    def of_upload(self, what: str, upload: Upload, now: float, **more: object) -> Event:
+        """`upload.created`, `upload.expired`, `upload.terminated`, `upload.failed`."""
+        terms = upload.terms
+        data: dict[str, object] = {
+            "upload_id": upload.id,
+            "file_id": upload.file_id,
+            "offset": upload.offset,
+            "length": upload.length,
+            "type": upload.media_type,
+            "filename": upload.filename,
+            "owner": terms.owner,
+            "refs": [terms.ref] if terms.ref else [],
+            "meta": terms.meta or {},
+            **more,
+        }
+        return Event(self._new_id(), f"upload.{what}", upload.id, now, data)
+
+    def of_file(self, what: str, file: File, upload: Upload | None, now: float) -> Event:
+        """`file.ready`, `file.deleted`."""
+        data: dict[str, object] = {
+            "file_id": file.id,
+            "upload_id": file.upload_id,
+            "size": file.manifest.size,
+            "type": file.media_type,
+            "sniffed_type": file.sniffed_type,
+            "filename": file.filename,
+            "owner": file.owner,
+            "root": file.manifest.root.hex(),
+            "sha256": file.sha256,
+            "refs": [file.ref] if file.ref else [],
+            "meta": (upload.terms.meta if upload else None) or {},
+        }
+        return Event(self._new_id(), f"file.{what}", file.id, now, data)

@@ -1,0 +1,206 @@
+"""From the last byte to a file: complete, check, publish. Idempotent, and driven by anyone.
+
+`finishing` is a recorded state. Whoever holds the upload's lease and finds it there does all of
+this again from the start; each step gives the same result however often it ran (lesson C1).
+Nothing becomes readable before the one transaction that makes it `ready`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from service import hashing
+from service.clock import Clock
+from service.events import EventMaker
+from service.metadata.base import Advance, Ending, Lease, MetadataStore
+from service.metrics import Metrics
+from service.model import Block, ConcatKind, File, Manifest, State, Upload
+from service.protocol.problems import Problem
+from service.sniffing import SNIFF_BYTES, content_allowed, sniff
+from service.storage.base import Storage, StorageShort, Stored
+
+log = structlog.get_logger(__name__)
+
+_LOST: Final = Problem("internal", "the stored bytes were lost; create a new upload")
+
+
+class Finisher:
+    """Drives uploads from `finishing` to `ready` or `failed`. The caller holds the lease."""
+
+    def __init__(
+        self,
+        metadata: MetadataStore,
+        storage: Storage,
+        clock: Clock,
+        metrics: Metrics,
+        events: EventMaker,
+        changed: Callable[[str], None],
+    ) -> None:
+        self._metadata = metadata
+        self._storage = storage
+        self._clock = clock
+        self._metrics = metrics
+        self._events = events
+        self._changed = changed
+
+    async def finish(self, upload: Upload, lease: Lease) -> Upload:
+        """The upload, `ready` or `failed`; any other state comes back as it is.
+
+        Raises:
+            StorageError, MetadataError: worth a retry; the upload stays `finishing`.
+        """
+        if upload.state is not State.FINISHING:
+            return upload
+        try:
+            if upload.concat_kind is ConcatKind.PARTIAL:
+                return await self._publish(upload, lease, None)
+            stored = await self._complete(upload, lease)
+            manifest = await self._manifest(upload, stored)
+        except StorageShort:
+            log.exception("upload_lost", upload_id=upload.id)
+            return await self.fail(upload, _LOST, epoch=lease.epoch, free_link=True)
+        file, problem = await self._file(upload, stored, manifest)
+        if problem is not None:
+            # the record first: a crash between the two leaves an orphan, never a link that works
+            failed = await self.fail(upload, problem, epoch=lease.epoch)
+            await self._storage.delete(stored.key)
+            return failed
+        return await self._publish(upload, lease, file)
+
+    async def _complete(self, upload: Upload, lease: Lease) -> Stored:
+        if upload.concat_kind is ConcatKind.FINAL:
+            sources = [await self._metadata.ledger(partial) for partial in upload.partials]
+            receipt = await self._storage.concatenate(upload.id, sources, epoch=lease.epoch)
+            ledger = receipt.parts
+        else:
+            ledger = await self._metadata.ledger(upload.id)
+        stored = await self._storage.complete(upload.id, ledger, epoch=lease.epoch)
+        if stored.size != upload.length:
+            raise StorageShort(f"{stored.size} bytes are stored of {upload.length}")
+        return stored
+
+    async def _manifest(self, upload: Upload, stored: Stored) -> Manifest:
+        if upload.concat_kind is ConcatKind.FINAL:
+            blocks = await self._hash_all(upload, stored)
+        else:
+            blocks = list(await self._metadata.blocks(upload.id))
+        return hashing.manifest(blocks, stored.size, upload.block_size)
+
+    async def _hash_all(self, upload: Upload, stored: Stored) -> list[Block]:
+        """The blocks of joined partials, whose own blocks lie elsewhere."""
+        hasher = hashing.BlockHasher(upload.block_size, strong=upload.strong_hash)
+        async with self._storage.open_file(stored.key) as opened:
+            async for piece in opened.read(0, stored.size):
+                await asyncio.to_thread(hasher.update, memoryview(piece))
+                self._metrics.hashed("xxh128", len(piece))
+        blocks = hasher.take_finished()
+        last = hasher.finish()
+        return blocks if last is None else [*blocks, last]
+
+    async def _file(self, upload: Upload, stored: Stored, manifest: Manifest) -> tuple[File, Problem | None]:
+        """The file row to be, or why there must be none (lesson C6)."""
+        terms, now = upload.terms, self._clock.now()
+        head, sha256 = await self._read_whole(stored, whole=terms.sha256 is not None)
+        sniffed = sniff(head)
+        lives = [seconds for seconds in (terms.ttl_seconds, None if terms.ref else terms.hold_seconds) if seconds]
+        file = File(
+            id=upload.file_id,
+            upload_id=upload.id,
+            key=stored.key,
+            manifest=manifest,
+            created_at=now,
+            issuer=terms.issuer,
+            owner=terms.owner,
+            sha256=sha256,
+            media_type=upload.media_type,
+            sniffed_type=sniffed,
+            filename=upload.filename,
+            ref=terms.ref,
+            expires_at=now + min(lives) if lives else None,
+        )
+        if terms.sha256 is not None and sha256 != terms.sha256:
+            self._metrics.checksum_verified("sha256", "mismatch")
+            return file, Problem("checksum-mismatch", "the file does not have the SHA-256 that the link names")
+        if not content_allowed(sniffed, upload.media_type, terms.types):
+            return file, Problem("type-refused", "the content is of a media type that the link does not allow")
+        return file, None
+
+    async def _read_whole(self, stored: Stored, *, whole: bool) -> tuple[bytes, str | None]:
+        """The first bytes, and the SHA-256 of all if it is wanted: no hash state survives a request."""
+        end = stored.size if whole else min(stored.size, SNIFF_BYTES)
+        digest = hashlib.sha256()
+        head = b""
+        async with self._storage.open_file(stored.key) as opened:
+            async for piece in opened.read(0, end):
+                if len(head) < SNIFF_BYTES:
+                    head += piece[: SNIFF_BYTES - len(head)]
+                if whole:
+                    await asyncio.to_thread(digest.update, piece)
+        return head, digest.hexdigest() if whole else None
+
+    async def _publish(self, upload: Upload, lease: Lease, file: File | None) -> Upload:
+        now = self._clock.now()
+        events = [self._events.of_file("ready", file, upload, now)] if file is not None else []
+        ready = await self._metadata.publish(
+            upload.id, epoch=lease.epoch, file=file, events=events, now=now, durable=True
+        )
+        self._metrics.upload_finished(upload.protocol, size=upload.length or 0, seconds=now - upload.created_at)
+        log.info("upload_ready", upload_id=upload.id, file_id=file.id if file else None, size=upload.length)
+        self._tell(upload)
+        return ready
+
+    async def fail(
+        self, upload: Upload, problem: Problem, *, epoch: int | None, free_link: bool = False
+    ) -> Upload:
+        """The upload is `failed` for good; what storage held unfinished is gone."""
+        now = self._clock.now()
+        ending = Ending(
+            State.FAILED,
+            now,
+            problem.slug,
+            problem.detail,
+            free_link=free_link,
+            events=[self._events.of_upload("failed", upload, now, reason=problem.slug)],
+        )
+        failed = await self._metadata.end_upload(upload.id, epoch=epoch, ending=ending)
+        await self._storage.discard(upload.id)
+        self._metrics.upload_failed(upload.protocol, problem.slug)
+        log.info("upload_failed", upload_id=upload.id, reason=problem.slug)
+        self._tell(upload)
+        return failed
+
+    async def ready_final(self, final: Upload, lease: Lease) -> Upload:
+        """A pending final whose partials are all complete is `finishing`; else it stays as it is.
+
+        A partial that was lost fails the final (T-0C9).
+        """
+        if final.state is not State.RECEIVING or final.concat_kind is not ConcatKind.FINAL:
+            return final
+        partials = await self._metadata.uploads(final.partials)
+        found = [partials.get(partial) for partial in final.partials]
+        if any(partial is None or not partial.state.live for partial in found):
+            problem = Problem("gone", "a partial upload of this final upload is gone")
+            return await self.fail(final, problem, epoch=lease.epoch, free_link=True)
+        if not all(partial is not None and partial.complete for partial in found):
+            return final
+        length = sum(partial.offset for partial in found if partial is not None)
+        limits = [limit for limit in (final.terms.max_size, final.terms.size) if limit is not None]
+        if limits and length > min(limits):
+            problem = Problem("too-large", "the partial uploads have more bytes than the link allows")
+            return await self.fail(final, problem, epoch=lease.epoch)
+        now = self._clock.now()
+        step = Advance(to_offset=length, expires_at=final.expires_at, length=length, state=State.FINISHING)
+        return await self._metadata.advance(
+            final.id, epoch=lease.epoch, from_offset=final.offset, step=step, now=now
+        )
+
+    def _tell(self, upload: Upload) -> None:
+        self._changed(upload.id)
+        self._changed(upload.file_id)
+
+

@@ -1,0 +1,229 @@
+"""Who may write an upload, and how a newer request gets its turn.
+
+The lease itself is a row in the metadata store with an epoch that rises each time it changes
+hands; storage and every commit carry the epoch, so a holder that slept through its term can do no
+harm (contract, section 5, rule 4). This module adds the manners: ask the holder to stop, wait for
+it to commit what it has, then take. Within one process asking is a call; between processes it is
+a mark in the row, which each process looks for in one query for all its leases.
+
+The owner string is random per process, so a restarted one is never mistaken for its predecessor
+(lesson L4: no process ids, no lock files).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+import structlog
+
+from service.clock import Clock
+from service.metadata.base import Lease, LeaseHeld, MetadataError, MetadataStore
+from service.metrics import Metrics
+from service.model import Upload, UploadId
+from service.protocol.problems import refuse
+
+log = structlog.get_logger(__name__)
+
+#: a holder that does not renew for this long has died
+TERM_SECONDS: Final = 10.0
+#: how long a newcomer waits for the holder to stop (T-0D1)
+PATIENCE_SECONDS: Final = 1.0
+#: how often leases held here are looked after
+BEAT_SECONDS: Final = 0.25
+#: a writer that got no byte for this long makes way for HEAD (T-0D1)
+SILENT_SECONDS: Final = 2.0
+_RENEW_EVERY: Final = 12
+
+
+class Holder:
+    """A request that holds a lease in this process."""
+
+    def __init__(self, stop: Callable[[], None], silent_seconds: Callable[[], float]) -> None:
+        self.stop = stop
+        self.silent_seconds = silent_seconds
+        self.released = asyncio.Event()
+
+
+class Leases:
+    """The leases of one process. `run` must be running while any is held."""
+
+    def __init__(
+        self,
+        metadata: MetadataStore,
+        clock: Clock,
+        metrics: Metrics,
+        process: str,
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        self._metadata = metadata
+        self._clock = clock
+        self._metrics = metrics
+        self._process = process
+        self._patience_seconds = patience_seconds
+        self._holders: dict[UploadId, Holder] = {}
+        #: newcomers of one upload take their turns in order of arrival: the newest comes last and wins
+        self._queues: dict[UploadId, asyncio.Lock] = {}
+        self._returning: set[asyncio.Future[None]] = set()
+        self._serial = 0
+
+    @contextlib.asynccontextmanager
+    async def hold(
+        self,
+        upload_id: UploadId,
+        *,
+        stop: Callable[[], None],
+        silent_seconds: Callable[[], float] = lambda: 0.0,
+    ) -> AsyncIterator[tuple[Lease, Upload]]:
+        """The lease, and the upload as committed by whoever held it before.
+
+        Args:
+            stop: called once a newer request wants the upload; must make the holder finish soon.
+            silent_seconds: how long ago the holder got its last byte.
+
+        Raises:
+            Refusal: locked (423), worth a retry, when the holder cannot be stopped in time (T-0D2).
+            Conflict: the upload is not live any more.
+        """
+        holder = Holder(stop, silent_seconds)
+        lease, upload = await self._acquire(upload_id, holder)
+        try:
+            yield lease, upload
+        finally:
+            await asyncio.shield(self._release(lease, holder))
+
+    def held_here(self, upload_id: UploadId) -> bool:
+        """Whether a request of this process holds the upload."""
+        return upload_id in self._holders
+
+    async def _acquire(self, upload_id: UploadId, holder: Holder) -> tuple[Lease, Upload]:
+        began = self._clock.monotonic()
+        self._serial += 1
+        owner = f"{self._process}:{self._serial}"
+        queue = self._queues.setdefault(upload_id, asyncio.Lock())
+        try:
+            async with asyncio.timeout(self._patience_seconds), queue:
+                taken, asked = await self._take_when_free(upload_id, owner)
+                self._holders[upload_id] = holder
+        except TimeoutError:
+            raise refuse(
+                "locked", "another request holds the upload; try again", retry_after=1, close=True
+            ) from None
+        finally:
+            if not queue.locked() and upload_id not in self._holders:
+                self._queues.pop(upload_id, None)
+        self._metrics.lock_waited(self._clock.monotonic() - began)
+        if asked:
+            self._metrics.lock_taken_over()
+        return taken
+
+    async def _take_when_free(self, upload_id: UploadId, owner: str) -> tuple[tuple[Lease, Upload], bool]:
+        """The lease, and whether a holder had to be asked for it."""
+        asked = False
+        while True:
+            try:
+                return await self._take(upload_id, owner, self._clock.now()), asked
+            except LeaseHeld:
+                asked = True
+                await self._ask(upload_id)
+
+    async def _take(self, upload_id: UploadId, owner: str, now: float) -> tuple[Lease, Upload]:
+        """The lease; if the caller gives up meanwhile, a lease that comes too late is given back."""
+        taking = asyncio.ensure_future(
+            self._metadata.acquire_lease(upload_id, owner, now=now, until=now + TERM_SECONDS)
+        )
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            taking.add_done_callback(self._give_back)
+            raise
+
+    def _give_back(self, taking: asyncio.Future[tuple[Lease, Upload]]) -> None:
+        if not taking.cancelled() and taking.exception() is None:
+            returning = asyncio.ensure_future(self._metadata.release_lease(taking.result()[0]))
+            self._returning.add(returning)
+            returning.add_done_callback(self._returning.discard)
+
+    async def _ask(self, upload_id: UploadId) -> None:
+        """Returns once it is worth trying again; the caller's time-out bounds it."""
+        here = self._holders.get(upload_id)
+        if here is not None:
+            here.stop()
+            await here.released.wait()
+            return
+        await self._metadata.ask_lease(upload_id)
+        await asyncio.sleep(BEAT_SECONDS / 5)
+
+    async def _release(self, lease: Lease, holder: Holder) -> None:
+        try:
+            await self._metadata.release_lease(lease)
+        except MetadataError:
+            # the term runs out by itself; the epoch fences meanwhile
+            log.warning("lease_release_failed", upload_id=lease.upload_id)
+        finally:
+            if self._holders.get(lease.upload_id) is holder:
+                del self._holders[lease.upload_id]
+            holder.released.set()
+            queue = self._queues.get(lease.upload_id)
+            if queue is not None and not queue.locked():
+                self._queues.pop(lease.upload_id, None)
+
+    async def hush(self, upload: Upload) -> bool:
+        """A writer that fell silent has committed and let go; a lively one is left alone (T-0D1, L3).
+
+        Returns whether the committed state may have changed.
+
+        Raises:
+            Refusal: locked, when a silent writer cannot be stopped in time (T-0D2).
+        """
+        holder = self._holders.get(upload.id)
+        if holder is not None:
+            if holder.silent_seconds() < SILENT_SECONDS:
+                return False
+            holder.stop()
+            await self._wait_released(holder)
+            return True
+        if self._clock.now() - upload.updated_at < SILENT_SECONDS:
+            return False
+        return await self._hush_elsewhere(upload.id)
+
+    async def _wait_released(self, holder: Holder) -> None:
+        try:
+            async with asyncio.timeout(self._patience_seconds):
+                await holder.released.wait()
+        except TimeoutError:
+            raise refuse("locked", "the upload is busy; ask again", retry_after=1) from None
+
+    async def _hush_elsewhere(self, upload_id: UploadId) -> bool:
+        deadline = self._clock.monotonic() + self._patience_seconds
+        asked = False
+        while True:
+            lease = await self._metadata.lease(upload_id)
+            if lease is None or lease.until <= self._clock.now():
+                return asked
+            if self._clock.monotonic() >= deadline:
+                raise refuse("locked", "the upload is busy; ask again", retry_after=1)
+            asked = True
+            await self._metadata.ask_lease(upload_id)
+            await asyncio.sleep(BEAT_SECONDS / 5)
+
+    async def run(self) -> None:
+        """Renews what is held here and passes on what others ask for. Runs until cancelled."""
+        beat = 0
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            beat += 1
+            if not self._holders:
+                continue
+            try:
+                if beat % _RENEW_EVERY == 0:
+                    await self._metadata.renew_leases(self._process, until=self._clock.now() + TERM_SECONDS)
+                for upload_id in await self._metadata.asked_leases(self._process):
+                    holder = self._holders.get(upload_id)
+                    if holder is not None:
+                        holder.stop()
+            except MetadataError:
+                log.warning("lease_beat_failed")

@@ -1,0 +1,128 @@
+"""Log records: one line each, JSON or text, with the request's id and without secrets.
+
+structlog's records and the standard library's (aiohttp, asyncio, SQLAlchemy) leave through one
+handler. What must not be logged is taken out there, after tracebacks have become text, whoever
+logged it (lessons A6, R2): tokens in whatever form, and upload ids outside the field `upload_id`,
+because an upload's address is a capability. This is the last net: code does not log them at all.
+
+`request_id` and whatever else was bound with `structlog.contextvars` is in every record of the
+request. The access log is the web edge's own; aiohttp's is switched off.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from typing import TYPE_CHECKING, Final, Literal, TextIO
+
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping
+
+    from structlog.typing import EventDict, Processor, WrappedLogger
+
+#: the only field in which an upload's id may stand
+ID_FIELD: Final = "upload_id"
+
+_SIG: Final = re.compile(r"(?i)\b(sig(?:=|%3d|['\"]?:\s*['\"]?))[^&\s\"'<>]+")
+_BEARER: Final = re.compile(r"(?i)\b(bearer)(\s+|%20)[^\s\"'<>,;]+")
+#: a compact JWS begins with `{"` or `{` and white space, in base64
+_JWT: Final = re.compile(r"\be[yw][A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*")
+_UPLOAD_ID: Final = re.compile(r"u_[a-z2-7]{26}")
+
+_QUIET: Final = {"aiohttp.access": logging.CRITICAL, "sqlalchemy": logging.WARNING, "alembic": logging.WARNING}
+
+
+def redact(text: str) -> str:
+    """The text without tokens and upload ids."""
+    text = _SIG.sub(r"\1***", text)
+    text = _BEARER.sub(r"\1\2***", text)
+    return _UPLOAD_ID.sub("u_***", _JWT.sub("***", text))
+
+
+def configure(
+    log_format: Literal["auto", "json", "text"] = "auto", log_level: str = "info", stream: TextIO | None = None
+) -> None:
+    """All logging of the process goes to the stream (standard error) in the format, from the level up.
+
+    Args:
+        log_format: `auto` is text on a terminal and JSON lines elsewhere.
+        log_level: debug, info, warning or error.
+    """
+    stream = sys.stderr if stream is None else stream
+    level = logging.getLevelNamesMapping()[log_level.upper()]
+    text = log_format == "text" or (log_format == "auto" and stream.isatty())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(_shorten_parser_error)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(allow={"reason"})],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                _redact_record,
+                _text_renderer(colors=stream.isatty()) if text else structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name, least in _QUIET.items():
+        logging.getLogger(name).setLevel(max(least, level))
+    logging.captureWarnings(capture=True)
+
+
+def _text_renderer(*, colors: bool) -> Processor:
+    # tracebacks are text by then
+    return structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
+
+
+def _shorten_parser_error(record: logging.LogRecord) -> bool:
+    """A request that aiohttp cannot parse is one line, and the client's doing (A-05).
+
+    Its message quotes the client's bytes, so the kind of error is all that is kept.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if record.name == "aiohttp.server" and type(error).__module__ == "aiohttp.http_exceptions":
+        record.msg, record.args, record.exc_info, record.exc_text = "request_unparsable", None, None, None
+        record.reason = type(error).__name__
+        record.levelno, record.levelname = logging.INFO, "INFO"
+        return logging.getLogger().isEnabledFor(logging.INFO)
+    return True
+
+
+def _redact_record(_logger: WrappedLogger, _method: str, record: EventDict) -> Mapping[str, object]:
+    return _clean_fields(record)
+
+
+def _clean_fields(fields: MutableMapping[str, object]) -> dict[str, object]:
+    return {redact(str(name)): _clean(value, own_id=name == ID_FIELD) for name, value in fields.items()}
+
+
+def _clean(value: object, *, own_id: bool = False) -> object:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if own_id and isinstance(value, str) and _UPLOAD_ID.fullmatch(value):
+        return str(value)
+    if isinstance(value, dict):
+        return _clean_fields(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_clean(item) for item in value]
+    if isinstance(value, bytes | bytearray | memoryview):
+        value = bytes(value).decode("ascii", "backslashreplace")
+    return redact(str(value) if isinstance(value, str | BaseException) else repr(value))

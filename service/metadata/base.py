@@ -1,0 +1,281 @@
+"""The MetadataStore port: the only truth about the state of uploads, links and files.
+
+The contract, which `tests/contract/metadata.py` holds against every adapter:
+
+- Each method is one short transaction: all of it or nothing, also under `kill -9`. Events are
+  written in the transaction of the change they tell of.
+- A change names what it expects (offset and epoch of an upload, version of a link). If that no
+  longer holds, nothing changes and Conflict is raised: look again, decide again.
+- `epoch` rises with each lease on an upload; a change that carries an older epoch is a Conflict.
+- Instants are arguments; the store has no clock of its own that a caller could notice.
+- `durable=True`: on return the change survives a crash of the machine. All others survive a
+  crash of every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.model import Block, Event, File, FileId, LinkUse, Part, State, Upload, UploadId
+
+
+class MetadataError(Exception):
+    """The store could not do what was asked."""
+
+
+class MetadataUnavailable(MetadataError):
+    """Worth a retry: the database is locked, full or out of reach. Nothing changed."""
+
+
+class SchemaMismatch(MetadataError):
+    """Permanent: the schema is older or newer than this version; says which command helps."""
+
+
+class Conflict(MetadataError):
+    """What the caller expected no longer holds. Nothing changed; look again and decide again."""
+
+
+class FileIdTaken(MetadataError):
+    """Permanent: another live upload or a file has the file id that the link fixes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The timed right to write one upload. `epoch` fences every older holder."""
+
+    upload_id: UploadId
+    owner: str
+    epoch: int
+    until: float
+
+
+class LeaseHeld(Exception):  # noqa: N818 - an answer, not an error
+    """Another owner holds the lease, until the instant given."""
+
+    def __init__(self, owner: str, until: float) -> None:
+        super().__init__("the lease is held")
+        self.owner = owner
+        self.until = until
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """One step of an upload: what becomes true together."""
+
+    to_offset: int
+    expires_at: float
+    #: new or, by number, replaced entries of the part ledger
+    parts: Sequence[Part] = ()
+    #: newly finished hashing blocks
+    blocks: Sequence[Block] = ()
+    #: set when a deferred length becomes known
+    length: int | None = None
+    state: State = State.RECEIVING
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a live upload ends without (or after) a file. All become true together."""
+
+    state: State
+    at: float
+    problem: str | None = None
+    detail: str | None = None
+    #: give the use of the link back, so that it can make a new upload (T-05E)
+    free_link: bool = False
+    events: Sequence[Event] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the gauges show, counted in the store."""
+
+    uploads_open: int
+    files: int
+    stored_bytes: int
+
+
+class MetadataStore(Protocol):
+    """See the module for the contract."""
+
+    async def open(self) -> None:
+        """Ready to be used. Raises SchemaMismatch, MetadataUnavailable."""
+        ...
+
+    async def close(self) -> None: ...
+
+    async def probe(self) -> None:
+        """Returns if the store can read and write now; raises MetadataUnavailable. For /readyz."""
+        ...
+
+    # uploads and links
+    async def create_upload(
+        self, upload: Upload, use: LinkUse, *, events: Sequence[Event] = (), durable: bool = False
+    ) -> None:
+        """The upload exists, and its link use is as given with `version` one higher.
+
+        `use.version` is the version that was read, 0 for a link never used.
+
+        Raises:
+            Conflict: the link's version is another.
+            FileIdTaken: a live upload or a file (also a deleted one) has `upload.file_id`;
+                partials do not count.
+        """
+        ...
+
+    async def link_use(self, issuer: str, jti: str) -> LinkUse | None: ...
+
+    async def upload(self, upload_id: UploadId) -> Upload | None: ...
+
+    async def uploads(self, upload_ids: Sequence[UploadId]) -> dict[UploadId, Upload]:
+        """Those that exist."""
+        ...
+
+    async def upload_of_file(self, file_id: FileId) -> Upload | None:
+        """The newest upload, partials left out, that makes or made or failed to make the file."""
+        ...
+
+    async def ledger(self, upload_id: UploadId) -> tuple[Part, ...]:
+        """The committed parts by number; contiguous from byte 0."""
+        ...
+
+    async def blocks(self, upload_id: UploadId) -> tuple[Block, ...]:
+        """The finished hashing blocks by number, from 0 without gaps."""
+        ...
+
+    async def pending_finals(self, partial_id: UploadId) -> tuple[UploadId, ...]:
+        """The final uploads in `receiving` that name the partial."""
+        ...
+
+    async def advance(
+        self, upload_id: UploadId, *, epoch: int, from_offset: int, step: Advance, now: float,
+        durable: bool = False,
+    ) -> Upload:
+        """Compare-and-set on (receiving, offset, epoch); returns the upload as it is then.
+
+        Raises:
+            Conflict: the state, offset or epoch is another.
+            ValueError: the offset would fall, or pass the length.
+        """
+        ...
+
+    async def publish(
+        self, upload_id: UploadId, *, epoch: int, file: File | None, events: Sequence[Event],
+        now: float, durable: bool = False,
+    ) -> Upload:
+        """`finishing` becomes `ready`; the file row, its manifest and the events exist.
+
+        `file` is None for a partial, which keeps its ledger and its blocks; with a file both are
+        dropped from the upload (the manifest has the digests). Publishing what is `ready`
+        already changes nothing and returns it.
+
+        Raises:
+            Conflict: neither finishing nor ready, or another epoch.
+        """
+        ...
+
+    async def end_upload(
+        self, upload_id: UploadId, *, epoch: int | None, ending: Ending,
+        expected: Sequence[State] = (), unexpired_before: float | None = None,
+    ) -> Upload:
+        """The upload ends; its ledger and blocks are gone, the lease too. Epoch rises by one.
+
+        The row stays as tombstone until `purge`.
+
+        Args:
+            epoch: compare-and-set; None: whatever it is.
+            expected: states it may be in; empty: any live one (receiving, finishing, ready).
+            unexpired_before: only if `expires_at` is at or before this instant (the sweeper's
+                compare-and-set against a step that moved the expiry) and no lease is valid then.
+
+        Raises:
+            Conflict: not in such a state, or another epoch, or not expired.
+        """
+        ...
+
+    # leases
+    async def acquire_lease(self, upload_id: UploadId, owner: str, *, now: float, until: float) -> tuple[Lease, Upload]:
+        """The lease, with the epoch raised by one, and the upload as it is then.
+
+        An expired lease, or one of the same owner string, is free. Works in every live state.
+
+        Raises:
+            LeaseHeld: by another owner, whose term has not run out.
+            Conflict: no such live upload.
+        """
+        ...
+
+    async def ask_lease(self, upload_id: UploadId) -> None:
+        """The holder, if any, is asked to let go; it learns so from `asked_leases`."""
+        ...
+
+    async def asked_leases(self, owner_prefix: str) -> tuple[UploadId, ...]:
+        """Uploads whose lease somebody asks of an owner that starts with the prefix."""
+        ...
+
+    async def renew_leases(self, owner_prefix: str, *, until: float) -> None:
+        """All leases of owners that start with the prefix run until then."""
+        ...
+
+    async def lease(self, upload_id: UploadId) -> Lease | None:
+        """Who holds the upload, whether or not the term has run out."""
+        ...
+
+    async def release_lease(self, lease: Lease) -> None:
+        """Free, if owner and epoch still match; else nothing happens (L5)."""
+        ...
+
+    async def drop_leases(self) -> None:
+        """No lease is held. Only for the start of the one process (tree) that uses the store."""
+        ...
+
+    # files
+    async def file(self, file_id: FileId) -> File | None:
+        """Also a deleted one, with `deleted_at`, while its row is kept."""
+        ...
+
+    async def delete_file(self, file_id: FileId, *, now: float, events: Sequence[Event] = ()) -> File:
+        """`deleted_at` is set; a second call changes nothing. Raises Conflict: no such file."""
+        ...
+
+    # janitor
+    async def expired_uploads(self, *, now: float, limit: int) -> tuple[Upload, ...]:
+        """Uploads in `receiving` past `expires_at`, and ready partials past it, oldest first.
+
+        A partial that a pending final names is left out (T-096).
+        """
+        ...
+
+    async def finishing_uploads(self, *, limit: int) -> tuple[Upload, ...]:
+        """Uploads in `finishing`, oldest first."""
+        ...
+
+    async def waiting_finals(self, *, limit: int) -> tuple[Upload, ...]:
+        """Final uploads in `receiving`, oldest first."""
+        ...
+
+    async def expired_files(self, *, now: float, limit: int) -> tuple[File, ...]:
+        """Files not deleted, past their `expires_at`."""
+        ...
+
+    async def purge(self, *, before: float, link_before: float, limit: int) -> int:
+        """Tombstones that ended before an instant are forgotten; how many.
+
+        That is: uploads in failed, expired, terminated, or ready, last updated before `before`
+        (a ready upload only if its file, if any, is deleted or it was updated before too: its
+        status is kept as long as a tombstone), files deleted before it, and link uses whose
+        token expired before `link_before` and whose uploads are all forgotten.
+        """
+        ...
+
+    async def promised_bytes(self) -> int:
+        """Bytes that receiving uploads of known length may still bring."""
+        ...
+
+    async def totals(self) -> Totals: ...
+
+    async def events(self, *, after: int = 0, limit: int = 100) -> tuple[tuple[int, Event], ...]:
+        """Outbox rows with a sequence number above `after`, oldest first."""
+        ...

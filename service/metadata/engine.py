@@ -1,0 +1,73 @@
+"""Engines for a database URL: what SQLite and its driver must be told before they do as we mean.
+
+The driver's own habit is to begin a transaction at the first INSERT or UPDATE only, which leaves
+SAVEPOINT and SELECT outside of it. So it is switched off (`isolation_level=None`) and SQLAlchemy
+begins: at once with the write lock where the transaction is to write (a lock taken later, over an
+older snapshot, fails at once whatever the time-out), or with a snapshot where it is to read.
+https://docs.sqlalchemy.org/en/21/dialects/sqlite.html#sqlite-enabling-transactions
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url
+
+from service.metadata.base import MetadataError
+
+Durability = Literal["complete", "always", "none"]
+
+#: `PRAGMA synchronous` for a transaction: (without a durable step in it, with one). In WAL mode
+#: NORMAL survives a crash of every process, FULL also one of the machine.
+_SYNCHRONOUS: Final[dict[Durability, tuple[str, str]]] = {
+    "none": ("OFF", "OFF"),
+    "complete": ("NORMAL", "FULL"),
+    "always": ("FULL", "FULL"),
+}
+#: What a write-ahead log that once grew large shrinks back to, bytes.
+_LOG_LIMIT: Final = 64 * 1024 * 1024
+
+
+def parse_url(text: str) -> URL:
+    """Raises MetadataError for a database that cannot work."""
+    url = make_url(text)
+    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+        # Readers, writer and other processes meet in the file.
+        raise MetadataError("a SQLite database must be a file: sqlite:///PATH")
+    return url
+
+
+def make_engine(url: URL, *, writes: bool, durability: Durability, busy_seconds: float) -> Engine:
+    """An engine for one thread that keeps one connection.
+
+    Bound values stay out of error texts (`hide_parameters`): file names and tokens' ids are
+    among them.
+    """
+    if url.get_backend_name() != "sqlite":
+        return create_engine(url, poolclass=NullPool, hide_parameters=True)
+    engine = create_engine(
+        url,
+        poolclass=NullPool,
+        hide_parameters=True,
+        connect_args={"timeout": busy_seconds, "isolation_level": None, "check_same_thread": False},
+    )
+    relaxed, durable = _SYNCHRONOUS[durability]
+    begin = "BEGIN IMMEDIATE" if writes else "BEGIN"
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(f"PRAGMA journal_size_limit={_LOG_LIMIT}")
+        connection.execute(f"PRAGMA synchronous={relaxed}")
+        record.info["synchronous"] = relaxed
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        wanted = durable if connection.info.get("durable") else relaxed
+        if connection.info["synchronous"] != wanted:
+            # Only between transactions does this pragma do anything.
+            connection.exec_driver_sql(f"PRAGMA synchronous={wanted}")
+            connection.info["synchronous"] = wanted
+        connection.exec_driver_sql(begin)
+
+    return engine

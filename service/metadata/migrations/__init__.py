@@ -1,0 +1,1 @@
+"""What made the schema, step by step; run by `service.metadata.migrate`."""

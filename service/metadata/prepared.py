@@ -1,0 +1,98 @@
+"""Core statements for the hot path: compiled once, then run on the driver's own cursor.
+
+SQLAlchemy writes the SQL for either database; what is left out is what it does around each
+execution, which costs several times what SQLite needs to look up a row by its key. In return the
+rows come as the driver has them (no result types: see `rows`), and errors are the driver's own
+(`worker` maps both kinds).
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Dialect
+
+
+class _Compiled:
+    """A statement for one dialect: the text, and which value goes where."""
+
+    def __init__(self, statement: Any, dialect: Dialect, columns: Sequence[str] | None) -> None:
+        compiled: Any = statement.compile(dialect=dialect, column_keys=list(columns) if columns else None)
+        self.text: str = compiled.string
+        self._names: tuple[str, ...] | None = tuple(compiled.positiontup) if compiled.positional else None
+        #: values that are part of the statement, such as the 1 of `epoch + 1`
+        self._fixed = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
+
+    def bind(self, values: Mapping[str, Any]) -> Any:
+        """A KeyError tells which value is missing."""
+        given = {**self._fixed, **values} if self._fixed else values
+        return given if self._names is None else [given[name] for name in self._names]
+
+
+class Prepared:
+    """A statement with named values, run over a connection that is inside a transaction."""
+
+    def __init__(self, statement: Any, *, columns: Sequence[str] | None = None) -> None:
+        """`columns`: of an INSERT, those that get a value."""
+        self._statement = statement
+        self._columns = columns
+        self._compiled: dict[str, _Compiled] = {}
+        exported = getattr(statement, "exported_columns", None)
+        self._row: Any = namedtuple("Row", [column.name for column in exported]) if exported else None  # noqa: PYI024
+
+    def _on(self, connection: Connection) -> _Compiled:
+        dialect = connection.dialect
+        compiled = self._compiled.get(dialect.name)
+        if compiled is None:
+            compiled = self._compiled[dialect.name] = _Compiled(self._statement, dialect, self._columns)
+        return compiled
+
+    def _cursor(self, connection: Connection, values: Mapping[str, Any]) -> Any:
+        compiled = self._on(connection)
+        cursor = connection.connection.cursor()
+        cursor.execute(compiled.text, compiled.bind(values))
+        return cursor
+
+    def first(self, connection: Connection, values: Mapping[str, Any]) -> Any:
+        """The first row, with a name for each column, or None."""
+        cursor = self._cursor(connection, values)
+        row = cursor.fetchone()
+        cursor.close()
+        return None if row is None else self._row._make(row)
+
+    def all(self, connection: Connection, values: Mapping[str, Any]) -> list[Any]:
+        cursor = self._cursor(connection, values)
+        rows = cursor.fetchall()
+        cursor.close()
+        return [self._row._make(row) for row in rows]
+
+    def run(self, connection: Connection, values: Mapping[str, Any]) -> int:
+        """How many rows it touched."""
+        cursor = self._cursor(connection, values)
+        touched: int = cursor.rowcount
+        cursor.close()
+        return touched
+
+    def run_each(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        compiled = self._on(connection)
+        cursor = connection.connection.cursor()
+        cursor.executemany(compiled.text, [compiled.bind(row) for row in rows])
+        cursor.close()
+
+
+class PreparedPut:
+    """An INSERT that gives way to the row that is there, which the two databases spell alike and
+    SQLAlchemy has once for each.
+    """
+
+    def __init__(self, statements: Mapping[str, Any], *, columns: Sequence[str]) -> None:
+        """`statements` by the name of the dialect."""
+        self._prepared = {name: Prepared(statement, columns=columns) for name, statement in statements.items()}
+
+    def run(self, connection: Connection, values: Mapping[str, Any]) -> int:
+        return self._prepared[connection.dialect.name].run(connection, values)
+
+    def run_each(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._prepared[connection.dialect.name].run_each(connection, rows)

@@ -1,0 +1,178 @@
+"""The tables, as SQLAlchemy Core sees them; `migrations/` is what makes them.
+
+Where things are and why:
+
+- `uploads` is one row per upload, lease included, so that a PATCH costs one statement each to
+  take the lease, to advance and to let go. Its indexes are partial by state: each query of the
+  janitor walks only rows it could want. Their conditions are literals, because SQLite uses a
+  partial index only when it can read the same condition in the query.
+- `uploads_receiving` carries offset and length: an advance moves its entry anyway (the expiry
+  slides), and with them `promised_bytes` never touches the table.
+- There are no foreign keys: rows that belong to an upload go in the same transaction as their
+  reason to be (`writes`), and a look-up per insert would buy nothing.
+- Instants are doubles (seconds since the epoch), ids are text, what is only ever read whole
+  (`terms`, `data`, the uploads of a link) is JSON text, and digests of a manifest are packed end
+  to end in one value per algorithm.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    text,
+)
+
+#: The revision of `migrations/` that this code reads and writes.
+REVISION: Final = "0001"
+
+metadata = MetaData()
+
+#: Alembic's own table; apart from `metadata`, which is what the migrations make.
+revision = Table("alembic_version", MetaData(), Column("version_num", Text))
+
+
+def _where(condition: str) -> dict[str, Any]:
+    """A partial index, said to both dialects."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("protocol", Text, nullable=False),
+    Column("issuer", Text, nullable=False),
+    Column("jti", Text, nullable=False),
+    Column("owner", Text),
+    Column("terms", Text, nullable=False),
+    Column("file_id", Text, nullable=False),
+    Column("block_size", BigInteger, nullable=False),
+    Column("strong_hash", Boolean, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("length", BigInteger),
+    Column("metadata", Text),
+    Column("filename", Text),
+    Column("media_type", Text),
+    Column("concat", Text),
+    Column("concat_kind", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("problem", Text),
+    Column("problem_detail", Text),
+    Column("lease_owner", Text),
+    Column("lease_until", Double),
+    Column("lease_asked", Boolean, nullable=False),
+    Index("uploads_file", "file_id", "created_at"),
+    # One file id, one live upload: the rule itself, also where two writers do not wait for each other.
+    Index(
+        "uploads_file_live",
+        "file_id",
+        unique=True,
+        **_where("state IN ('receiving', 'finishing', 'ready') AND concat_kind <> 'partial'"),
+    ),
+    Index("uploads_jti", "jti"),
+    Index("uploads_receiving", "expires_at", "offset", "length", **_where("state = 'receiving'")),
+    Index("uploads_finishing", "updated_at", **_where("state = 'finishing'")),
+    Index("uploads_partials", "expires_at", **_where("state = 'ready' AND concat_kind = 'partial'")),
+    Index("uploads_ended", "updated_at", **_where("state IN ('ready', 'failed', 'expired', 'terminated')")),
+    Index("uploads_leased", "lease_owner", **_where("lease_owner IS NOT NULL")),
+)
+
+final_partials = Table(
+    "final_partials",
+    metadata,
+    Column("final_id", Text, primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("partial_id", Text, nullable=False),
+    Index("final_partials_partial", "partial_id"),
+)
+
+parts = Table(
+    "parts",
+    metadata,
+    Column("upload_id", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("start", BigInteger, nullable=False),
+    Column("end", BigInteger, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("etag", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+)
+
+blocks = Table(
+    "blocks",
+    metadata,
+    Column("upload_id", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("xxh128", LargeBinary, nullable=False),
+    Column("sha256", LargeBinary),
+)
+
+links = Table(
+    "links",
+    metadata,
+    Column("issuer", Text, primary_key=True),
+    Column("jti", Text, primary_key=True),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("uploads", Text, nullable=False),
+    Column("partials", Integer, nullable=False),
+    Column("partial_bytes", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Index("links_expires", "expires_at"),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("upload_id", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("block_size", BigInteger, nullable=False),
+    Column("root_algorithm", Text, nullable=False),
+    Column("root", LargeBinary, nullable=False),
+    Column("block_xxh128", LargeBinary, nullable=False),
+    Column("block_sha256", LargeBinary),
+    Column("sha256_root", LargeBinary),
+    Column("created_at", Double, nullable=False),
+    Column("issuer", Text, nullable=False),
+    Column("owner", Text),
+    Column("sha256", Text),
+    Column("media_type", Text),
+    Column("sniffed_type", Text),
+    Column("filename", Text),
+    Column("ref", Text),
+    Column("expires_at", Double),
+    Column("deleted_at", Double),
+    Index("files_live", "expires_at", "size", **_where("deleted_at IS NULL")),
+    Index("files_deleted", "deleted_at", **_where("deleted_at IS NOT NULL")),
+)
+
+events = Table(
+    "events",
+    metadata,
+    # SQLite gives a rising key of its own only to a column whose type is spelled INTEGER.
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("id", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("data", Text, nullable=False),
+    # Never a number twice, also after old rows went: a reader's cursor stays true.
+    sqlite_autoincrement=True,
+)

@@ -1,0 +1,234 @@
+"""The MetadataStore over SQL: SQLite in WAL mode by default, any number of processes on one file.
+
+Two threads per store, one connection each: writes wait for each other anyway and share commits
+(`worker`), reads run beside them on a snapshot taken after they were asked for, so that what a
+caller was told is committed is always in it. Nothing blocks the event loop.
+
+What is promised: `base`. What is not: that a machine's crash keeps more than the durability
+setting says; that a caller who was cancelled knows whether its change was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+from sqlalchemy import Connection, Engine, inspect, select, update
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from service.metadata import leases, reads, writes
+from service.metadata.base import (
+    Advance,
+    Ending,
+    Lease,
+    MetadataError,
+    MetadataUnavailable,
+    SchemaMismatch,
+    Totals,
+)
+from service.metadata.engine import Durability, make_engine, parse_url
+from service.metadata.schema import REVISION, revision
+from service.metadata.worker import Worker
+from service.model import Block, Event, File, FileId, LinkUse, Part, State, Upload, UploadId
+
+T = TypeVar("T")
+
+
+class SqlMetadata:
+    """See the module; the methods are those of MetadataStore.
+
+    Args:
+        url: `sqlite:///PATH`; the schema must be there (`migrate.migrate`).
+        durability: `complete`: steps asked to be durable survive a crash of the machine;
+            `always`: each change does; `none`: left to the kernel.
+        busy_seconds: how long a change waits for another process before MetadataUnavailable.
+    """
+
+    def __init__(self, url: str, *, durability: Durability, busy_seconds: float = 10.0) -> None:
+        self._url = parse_url(url)
+        self._durability = durability
+        self._busy_seconds = busy_seconds
+        self._writer = Worker(self._engine(writes=True), "metadata-writes", writes=True)
+        self._reader = Worker(self._engine(writes=False), "metadata-reads", writes=False)
+
+    def __repr__(self) -> str:
+        return f"<SqlMetadata {self._url.render_as_string(hide_password=True)} {self._durability}>"
+
+    def _engine(self, *, writes: bool) -> Engine:
+        return make_engine(self._url, writes=writes, durability=self._durability, busy_seconds=self._busy_seconds)
+
+    async def _write(self, work: Callable[[Connection], T], *, durable: bool = False) -> T:
+        return await self._writer.run(work, durable=durable)
+
+    async def _read(self, work: Callable[[Connection], T]) -> T:
+        return await self._reader.run(work)
+
+    async def open(self) -> None:
+        self._writer.start()
+        self._reader.start()
+        try:
+            await self._read(_check_schema)
+        except MetadataUnavailable as error:
+            await self.close()
+            if isinstance(error.__cause__, DBAPIError) and not isinstance(error.__cause__, OperationalError):
+                # Not locked or out of reach, but not a database, or a broken one.
+                raise MetadataError(f"{self._url.database} is not a usable database: {error.__cause__.orig}") from error
+            raise
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        await self._writer.stop()
+        await self._reader.stop()
+
+    async def probe(self) -> None:
+        await self._write(_touch)
+
+    async def create_upload(
+        self, upload: Upload, use: LinkUse, *, events: Sequence[Event] = (), durable: bool = False
+    ) -> None:
+        await self._write(partial(writes.create_upload, upload=upload, use=use, outbox=events), durable=durable)
+
+    async def link_use(self, issuer: str, jti: str) -> LinkUse | None:
+        return await self._read(partial(reads.link_use, issuer=issuer, jti=jti))
+
+    async def upload(self, upload_id: UploadId) -> Upload | None:
+        return await self._read(partial(reads.upload, upload_id=upload_id))
+
+    async def uploads(self, upload_ids: Sequence[UploadId]) -> dict[UploadId, Upload]:
+        return await self._read(partial(reads.uploads_by_id, upload_ids=upload_ids))
+
+    async def upload_of_file(self, file_id: FileId) -> Upload | None:
+        return await self._read(partial(reads.upload_of_file, file_id=file_id))
+
+    async def ledger(self, upload_id: UploadId) -> tuple[Part, ...]:
+        return await self._read(partial(reads.ledger, upload_id=upload_id))
+
+    async def blocks(self, upload_id: UploadId) -> tuple[Block, ...]:
+        return await self._read(partial(reads.finished_blocks, upload_id=upload_id))
+
+    async def pending_finals(self, partial_id: UploadId) -> tuple[UploadId, ...]:
+        return await self._read(partial(reads.pending_finals, partial_id=partial_id))
+
+    async def advance(
+        self,
+        upload_id: UploadId,
+        *,
+        epoch: int,
+        from_offset: int,
+        step: Advance,
+        now: float,
+        durable: bool = False,
+    ) -> Upload:
+        work = partial(writes.advance, upload_id=upload_id, epoch=epoch, start=from_offset, step=step, now=now)
+        return await self._write(work, durable=durable)
+
+    async def publish(
+        self,
+        upload_id: UploadId,
+        *,
+        epoch: int,
+        file: File | None,
+        events: Sequence[Event],
+        now: float,
+        durable: bool = False,
+    ) -> Upload:
+        work = partial(writes.publish, upload_id=upload_id, epoch=epoch, file=file, outbox=events, now=now)
+        return await self._write(work, durable=durable)
+
+    async def end_upload(
+        self,
+        upload_id: UploadId,
+        *,
+        epoch: int | None,
+        ending: Ending,
+        expected: Sequence[State] = (),
+        unexpired_before: float | None = None,
+    ) -> Upload:
+        work = partial(
+            writes.end_upload,
+            upload_id=upload_id,
+            epoch=epoch,
+            ending=ending,
+            expected=expected,
+            unexpired_before=unexpired_before,
+        )
+        return await self._write(work)
+
+    async def acquire_lease(self, upload_id: UploadId, owner: str, *, now: float, until: float) -> tuple[Lease, Upload]:
+        return await self._write(partial(leases.acquire, upload_id=upload_id, owner=owner, now=now, until=until))
+
+    async def ask_lease(self, upload_id: UploadId) -> None:
+        await self._write(partial(leases.ask, upload_id=upload_id))
+
+    async def asked_leases(self, owner_prefix: str) -> tuple[UploadId, ...]:
+        return await self._read(partial(leases.asked, prefix=owner_prefix))
+
+    async def renew_leases(self, owner_prefix: str, *, until: float) -> None:
+        await self._write(partial(leases.renew, prefix=owner_prefix, until=until))
+
+    async def lease(self, upload_id: UploadId) -> Lease | None:
+        return await self._read(partial(leases.lease, upload_id=upload_id))
+
+    async def release_lease(self, lease: Lease) -> None:
+        await self._write(partial(leases.release, lease=lease))
+
+    async def drop_leases(self) -> None:
+        await self._write(leases.drop_all)
+
+    async def file(self, file_id: FileId) -> File | None:
+        return await self._read(partial(reads.file, file_id=file_id))
+
+    async def delete_file(self, file_id: FileId, *, now: float, events: Sequence[Event] = ()) -> File:
+        return await self._write(partial(writes.delete_file, file_id=file_id, now=now, outbox=events))
+
+    async def expired_uploads(self, *, now: float, limit: int) -> tuple[Upload, ...]:
+        return await self._read(partial(reads.expired_uploads, now=now, limit=limit))
+
+    async def finishing_uploads(self, *, limit: int) -> tuple[Upload, ...]:
+        return await self._read(partial(reads.finishing_uploads, limit=limit))
+
+    async def waiting_finals(self, *, limit: int) -> tuple[Upload, ...]:
+        return await self._read(partial(reads.waiting_finals, limit=limit))
+
+    async def expired_files(self, *, now: float, limit: int) -> tuple[File, ...]:
+        return await self._read(partial(reads.expired_files, now=now, limit=limit))
+
+    async def purge(self, *, before: float, link_before: float, limit: int) -> int:
+        return await self._write(partial(writes.purge, before=before, link_before=link_before, limit=limit))
+
+    async def promised_bytes(self) -> int:
+        return await self._read(reads.promised_bytes)
+
+    async def totals(self) -> Totals:
+        return await self._read(reads.totals)
+
+    async def events(self, *, after: int = 0, limit: int = 100) -> tuple[tuple[int, Event], ...]:
+        return await self._read(partial(reads.outbox, after=after, limit=limit))
+
+
+def _check_schema(connection: Connection) -> None:
+    """Raises SchemaMismatch."""
+    found = None
+    if inspect(connection).has_table(revision.name):
+        found = connection.execute(select(revision.c.version_num)).scalar_one_or_none()
+    if found is None:
+        raise SchemaMismatch("the database has no schema yet; `attachd migrate` makes it")
+    if found < REVISION:
+        raise SchemaMismatch(
+            f"the database has schema {found}, this version needs {REVISION}; `attachd migrate` brings it up to date"
+        )
+    if found > REVISION:
+        raise SchemaMismatch(
+            f"the database has schema {found} of a newer version, this one knows {REVISION}; run that newer version"
+            " (`attachd migrate` does not go back)"
+        )
+
+
+def _touch(connection: Connection) -> None:
+    """A real write, which needs the lock and space in the log like any other."""
+    statement = update(revision).values(version_num=revision.c.version_num)
+    if connection.execute(statement).rowcount != 1:
+        raise MetadataUnavailable("the schema is being changed")

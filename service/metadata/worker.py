@@ -1,0 +1,213 @@
+"""A thread of its own for the database, where what waits is committed together.
+
+Work is a function of a connection, and of nothing else that changes: it may be run more than
+once, and only the last time counts. The thread takes all that waits (up to a limit), runs it in
+one transaction, commits once, and only then tells the callers: under load many acknowledged
+steps share one commit.
+
+1. All goes well: no savepoint was needed, which is the rule.
+2. A work raises: the group is taken back and run again with a savepoint for each work, so that
+   the refused one leaves nothing and its neighbours do not notice.
+3. The driver fails inside a work: the whole transaction may be gone (SQLite ends it when the disk
+   is full), so the group is taken back and each work is run again alone.
+4. The commit fails: all fail, nobody was told anything yet.
+
+A caller that is cancelled drops the answer only. Work that was not begun is then left out; work
+that was begun is committed or not like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from service.metadata.base import Conflict, MetadataError, MetadataUnavailable
+
+T = TypeVar("T")
+
+_GROUP: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    work: Callable[[Connection], Any]
+    future: asyncio.Future[Any]
+    durable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    future: asyncio.Future[Any]
+    result: Any = None
+    error: BaseException | None = None
+
+
+class _WorkRefused(Exception):
+    """A work of a group raised; run the group again with savepoints."""
+
+
+class _WorkBroke(Exception):
+    """The driver failed inside a work, before the commit; the transaction is gone."""
+
+
+def unavailable(error: BaseException) -> MetadataUnavailable:
+    """What a driver's error is to a caller, who gets it as the cause."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return MetadataUnavailable(f"the metadata store cannot be used now: {cause}")
+
+
+class Worker:
+    """Runs work on a thread with one connection, in groups. Started and stopped by its owner."""
+
+    def __init__(self, engine: Engine, name: str, *, writes: bool) -> None:
+        self._engine = engine
+        self._driver: Any = engine.dialect.loaded_dbapi
+        self._name = name
+        self._writes = writes
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._connection: Connection | None = None
+
+    def start(self) -> None:
+        """Work is taken from now on, from callers on the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._stopped = asyncio.Event()
+        # A daemon: a process that gives up without close() must not hang on an idle thread.
+        self._thread = threading.Thread(target=self._main, name=self._name, daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """What was queued before is done, the connection is closed, the thread has ended."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._queue.put(None)
+        await self._stopped.wait()
+        thread.join()
+
+    async def run(self, work: Callable[[Connection], T], *, durable: bool = False) -> T:
+        """What work returned, committed. `durable`: also against a crash of the machine."""
+        if self._thread is None:
+            raise MetadataUnavailable("the metadata store is not open")
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._queue.put(_Job(work, future, durable))
+        return await future
+
+    def _main(self) -> None:
+        running = True
+        while running:
+            jobs, running = self._take()
+            jobs = [job for job in jobs if not job.future.cancelled()]
+            if jobs:
+                self._tell(_settle, self._run_group(jobs))
+        self._drop_connection()
+        self._tell(self._stopped.set)
+
+    def _take(self) -> tuple[list[_Job], bool]:
+        """What waits, at least one job; and whether to go on after it."""
+        job = self._queue.get()
+        jobs: list[_Job] = []
+        while job is not None:
+            jobs.append(job)
+            if len(jobs) == _GROUP or self._queue.empty():
+                return jobs, True
+            job = self._queue.get_nowait()
+        return jobs, False
+
+    def _run_group(self, jobs: list[_Job]) -> list[_Outcome]:
+        try:
+            try:
+                return self._transaction(jobs, savepoints=False)
+            except _WorkRefused:
+                return self._transaction(jobs, savepoints=True)
+        except _WorkBroke as broke:
+            self._drop_connection()
+            if len(jobs) > 1:
+                return [outcome for job in jobs for outcome in self._run_group([job])]
+            return self._failed(jobs, broke.__cause__)
+        except BaseException as error:  # noqa: BLE001 - the thread outlives whatever a group meets
+            self._drop_connection()
+            return self._failed(jobs, error)
+
+    def _transaction(self, jobs: list[_Job], *, savepoints: bool) -> list[_Outcome]:
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        connection = self._connection
+        connection.info["durable"] = any(job.durable for job in jobs)
+        outcomes = []
+        with connection.begin() as transaction:
+            for job in jobs:
+                if savepoints:
+                    connection.exec_driver_sql("SAVEPOINT work")
+                outcome = self._attempt(connection, job)
+                refused = self._writes and outcome.error is not None
+                if refused and savepoints:
+                    connection.exec_driver_sql("ROLLBACK TO SAVEPOINT work")
+                elif refused and len(jobs) > 1:
+                    raise _WorkRefused
+                elif refused:
+                    transaction.rollback()
+                if savepoints:
+                    connection.exec_driver_sql("RELEASE SAVEPOINT work")
+                outcomes.append(outcome)
+        return outcomes
+
+    def _attempt(self, connection: Connection, job: _Job) -> _Outcome:
+        try:
+            return _Outcome(job.future, job.work(connection))
+        except (DBAPIError, self._driver.Error) as error:
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            if not isinstance(cause, self._driver.IntegrityError):
+                raise _WorkBroke from error
+            conflict = Conflict("another change was there first")
+            conflict.__cause__ = error
+            return _Outcome(job.future, error=conflict)
+        except Exception as error:  # noqa: BLE001 - an answer for this caller alone
+            return _Outcome(job.future, error=error)
+
+    def _failed(self, jobs: list[_Job], cause: BaseException | None) -> list[_Outcome]:
+        """The same error for all, each with an exception of its own: tracebacks are not shared."""
+        outcomes = []
+        for job in jobs:
+            error: MetadataError
+            if isinstance(cause, (DBAPIError, self._driver.Error)):
+                error = unavailable(cause)
+            else:
+                error = MetadataError("the metadata store failed")
+            error.__cause__ = cause
+            outcomes.append(_Outcome(job.future, error=error))
+        return outcomes
+
+    def _drop_connection(self) -> None:
+        """The next group starts on a fresh connection, whatever state this one is in."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            connection.close()
+        except DBAPIError:
+            connection.invalidate()
+
+    def _tell(self, callback: Callable[..., object], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:
+            # The loop is closed: nobody is left who could hear it.
+            return
+
+
+def _settle(outcomes: list[_Outcome]) -> None:
+    for outcome in outcomes:
+        if outcome.future.done():
+            continue
+        if outcome.error is None:
+            outcome.future.set_result(outcome.result)
+        else:
+            outcome.future.set_exception(outcome.error)

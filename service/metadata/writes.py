@@ -1,0 +1,351 @@
+"""What changes the database: functions of a connection inside a transaction.
+
+Each is one compare-and-set: an UPDATE that says in its WHERE what it expects and hands back the
+row it made. Only when no row fits is the old one read, to tell the caller why. A function that
+raises leaves its traces to whoever rolls back (`worker`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    not_,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from service.metadata.base import Advance, Conflict, Ending, FileIdTaken
+from service.metadata.prepared import Prepared, PreparedPut
+from service.metadata.reads import (
+    ENDED,
+    FINISHING,
+    LIVE,
+    NOT_PARTIAL,
+    READY_PARTIAL,
+    RECEIVING,
+    WANTED_BY_FINAL,
+    in_states,
+    link_use,
+    load_uploads,
+    up,
+    upload_row,
+)
+from service.metadata.rows import (
+    dump_block,
+    dump_event,
+    dump_file,
+    dump_link,
+    dump_link_again,
+    dump_part,
+    dump_upload,
+    load_file,
+    load_upload,
+)
+from service.metadata.schema import blocks, events, files, final_partials, links, parts, uploads
+from service.model import ConcatKind, Event, File, FileId, LinkUse, State, Upload, UploadId
+
+_TAKEN = Prepared(
+    select(
+        or_(
+            exists().where(up.file_id == bindparam("file_id"), LIVE, NOT_PARTIAL),
+            exists().where(files.c.id == bindparam("file_id")),
+        ).label("taken")
+    )
+)
+_USE_FIRST = PreparedPut(
+    {
+        "sqlite": sqlite.insert(links).on_conflict_do_nothing(),
+        "postgresql": postgresql.insert(links).on_conflict_do_nothing(),
+    },
+    columns=links.c.keys(),
+)
+_USE_AGAIN = Prepared(
+    update(links)
+    .where(
+        links.c.issuer == bindparam("of_issuer"),
+        links.c.jti == bindparam("of_jti"),
+        links.c.version == bindparam("read_version"),
+    )
+    .values(
+        expires_at=bindparam("new_expires_at"),
+        uploads=bindparam("new_uploads"),
+        partials=bindparam("new_partials"),
+        partial_bytes=bindparam("new_partial_bytes"),
+        version=links.c.version + 1,
+    )
+)
+_PUT_UPLOAD = Prepared(insert(uploads), columns=uploads.c.keys())
+_PUT_EVENT = Prepared(insert(events), columns=("id", "type", "subject", "created_at", "data"))
+_PUT_FILE = Prepared(insert(files), columns=files.c.keys())
+_PUT_BLOCK = Prepared(insert(blocks), columns=blocks.c.keys())
+
+
+def _put_part(dialect: Any) -> Any:
+    statement = dialect.insert(parts)
+    replaced = ("start", "end", "key", "etag", "digest", "epoch")
+    return statement.on_conflict_do_update(
+        index_elements=[parts.c.upload_id, parts.c.number],
+        set_={name: statement.excluded[name] for name in replaced},
+    )
+
+
+_PUT_PART = PreparedPut({"sqlite": _put_part(sqlite), "postgresql": _put_part(postgresql)}, columns=parts.c.keys())
+
+_to_offset = bindparam("to_offset", type_=BigInteger)
+_new_length = bindparam("new_length", type_=BigInteger)
+_length = func.coalesce(_new_length, up.length)
+_ADVANCE = Prepared(
+    update(uploads)
+    .where(
+        up.id == bindparam("upload_id"),
+        RECEIVING,
+        up.offset == bindparam("from_offset"),
+        up.epoch == bindparam("of_epoch"),
+        or_(up.length.is_(None), _new_length.is_(None), up.length == _new_length),
+        or_(_length.is_(None), _to_offset <= _length),
+    )
+    .values(
+        offset=_to_offset,
+        length=_length,
+        state=bindparam("new_state"),
+        expires_at=bindparam("new_expires_at"),
+        updated_at=bindparam("now"),
+    )
+    .returning(uploads)
+)
+_PUBLISH = Prepared(
+    update(uploads)
+    .where(up.id == bindparam("upload_id"), FINISHING, up.epoch == bindparam("of_epoch"))
+    .values(state=State.READY.value, updated_at=bindparam("now"))
+    .returning(uploads)
+)
+_END = (
+    update(uploads)
+    .where(up.id == bindparam("upload_id"))
+    .values(
+        state=bindparam("new_state"),
+        updated_at=bindparam("now"),
+        problem=bindparam("new_problem"),
+        problem_detail=bindparam("new_detail"),
+        epoch=up.epoch + 1,
+        lease_owner=None,
+        lease_until=None,
+        lease_asked=False,
+    )
+    .returning(uploads)
+)
+_DROP_PARTS = Prepared(delete(parts).where(parts.c.upload_id == bindparam("upload_id")))
+_DROP_BLOCKS = Prepared(delete(blocks).where(blocks.c.upload_id == bindparam("upload_id")))
+_DELETE_FILE = (
+    update(files)
+    .where(files.c.id == bindparam("file_id"), files.c.deleted_at.is_(None))
+    .values(deleted_at=bindparam("now"))
+    .returning(files)
+)
+_FILE = select(files).where(files.c.id == bindparam("file_id"))
+
+_ended_uploads = (
+    select(up.id)
+    # A ready partial is the sweeper's: it has bytes to drop first.
+    .where(ENDED, up.updated_at < bindparam("before"), not_(READY_PARTIAL))
+    .order_by(up.updated_at)
+    .limit(bindparam("at_most"))
+)
+_deleted_files = select(files.c.id).where(files.c.deleted_at < bindparam("before")).limit(bindparam("at_most"))
+_spent_links = (
+    select(links.c.issuer, links.c.jti)
+    .where(
+        links.c.expires_at < bindparam("before"),
+        not_(exists().where(up.jti == links.c.jti, up.issuer == links.c.issuer)),
+    )
+    .limit(bindparam("at_most"))
+)
+_FORGET_PARTIALS = delete(final_partials).where(final_partials.c.final_id.in_(bindparam("ids", expanding=True)))
+_FORGET_UPLOADS = delete(uploads).where(up.id.in_(bindparam("ids", expanding=True)))
+_FORGET_FILES = delete(files).where(files.c.id.in_(bindparam("ids", expanding=True)))
+_FORGET_LINK = delete(links).where(links.c.issuer == bindparam("of_issuer"), links.c.jti == bindparam("of_jti"))
+
+
+def _tell(connection: Connection, outbox: Sequence[Event]) -> None:
+    if outbox:
+        _PUT_EVENT.run_each(connection, [dump_event(event) for event in outbox])
+
+
+def create_upload(connection: Connection, upload: Upload, use: LinkUse, outbox: Sequence[Event]) -> None:
+    _use_link(connection, use)
+    # Partials share the file id of the link with the final that joins them (T-05F).
+    counts = upload.concat_kind is not ConcatKind.PARTIAL
+    if counts and _TAKEN.first(connection, {"file_id": upload.file_id}).taken:
+        raise FileIdTaken("the file id belongs to another upload or file")
+    _PUT_UPLOAD.run(connection, dump_upload(upload))
+    if upload.partials:
+        rows = [
+            {"final_id": upload.id, "position": position, "partial_id": partial_id}
+            for position, partial_id in enumerate(upload.partials)
+        ]
+        connection.execute(insert(final_partials), rows)
+    _tell(connection, outbox)
+
+
+def _use_link(connection: Connection, use: LinkUse) -> None:
+    if use.version == 0:
+        done = _USE_FIRST.run(connection, dump_link(use))
+    else:
+        done = _USE_AGAIN.run(connection, dump_link_again(use))
+    if done != 1:
+        raise Conflict("the link was used meanwhile")
+
+
+def advance(connection: Connection, upload_id: UploadId, epoch: int, start: int, step: Advance, now: float) -> Upload:
+    if step.to_offset < start:
+        raise ValueError("the offset would fall")
+    if step.state not in (State.RECEIVING, State.FINISHING):
+        raise ValueError("a step leads to receiving or finishing")
+    bound = {
+        "upload_id": upload_id,
+        "of_epoch": epoch,
+        "from_offset": start,
+        "to_offset": step.to_offset,
+        "new_length": step.length,
+        "new_state": step.state.value,
+        "new_expires_at": step.expires_at,
+        "now": now,
+    }
+    row = _ADVANCE.first(connection, bound)
+    if row is None:
+        _refuse_advance(connection, upload_id, epoch, start, step)
+    if step.parts:
+        _PUT_PART.run_each(connection, [dump_part(upload_id, part) for part in step.parts])
+    if step.blocks:
+        _PUT_BLOCK.run_each(connection, [dump_block(upload_id, block) for block in step.blocks])
+    return load_uploads(connection, [row])[0]
+
+
+def _refuse_advance(connection: Connection, upload_id: UploadId, epoch: int, start: int, step: Advance) -> NoReturn:
+    row = _expect(connection, upload_id, (State.RECEIVING,), epoch)
+    if row.offset != start:
+        raise Conflict("the upload is at another offset")
+    if row.length is not None and step.length not in (None, row.length):
+        raise Conflict("the length is known, and another")
+    raise ValueError("the offset would pass the length")
+
+
+def _expect(connection: Connection, upload_id: UploadId, states: Sequence[State], epoch: int | None) -> Any:
+    """The upload as it is; says in a Conflict in which way it is not as expected."""
+    row = upload_row(connection, upload_id)
+    if row is None:
+        raise Conflict("there is no such upload")
+    if row.state not in states:
+        raise Conflict(f"the upload is {row.state}")
+    if epoch is not None and row.epoch != epoch:
+        raise Conflict("another lease was given meanwhile")
+    return row
+
+
+def publish(
+    connection: Connection, upload_id: UploadId, epoch: int, file: File | None, outbox: Sequence[Event], now: float
+) -> Upload:
+    row = _PUBLISH.first(connection, {"upload_id": upload_id, "of_epoch": epoch, "now": now})
+    if row is None:
+        row = _expect(connection, upload_id, (State.FINISHING, State.READY), None)
+        if row.state != State.READY:
+            raise Conflict("another lease was given meanwhile")
+        return load_uploads(connection, [row])[0]
+    if file is not None:
+        _PUT_FILE.run(connection, dump_file(file))
+        _drop_content(connection, upload_id)
+    _tell(connection, outbox)
+    return load_uploads(connection, [row])[0]
+
+
+def _drop_content(connection: Connection, upload_id: UploadId) -> None:
+    _DROP_PARTS.run(connection, {"upload_id": upload_id})
+    _DROP_BLOCKS.run(connection, {"upload_id": upload_id})
+
+
+def end_upload(
+    connection: Connection,
+    upload_id: UploadId,
+    epoch: int | None,
+    ending: Ending,
+    expected: Sequence[State],
+    unexpired_before: float | None,
+) -> Upload:
+    statement = _END.where(in_states(expected) if expected else LIVE)
+    if epoch is not None:
+        statement = statement.where(up.epoch == epoch)
+    if unexpired_before is not None:
+        # What the sweeper saw when it listed the upload must still hold: expired, nobody at work
+        # on it, and no final made meanwhile that needs it (T-096).
+        unheld = or_(up.lease_owner.is_(None), up.lease_until <= unexpired_before)
+        statement = statement.where(and_(up.expires_at <= unexpired_before, unheld, not_(WANTED_BY_FINAL)))
+    bound = {
+        "upload_id": upload_id,
+        "new_state": ending.state.value,
+        "new_problem": ending.problem,
+        "new_detail": ending.detail,
+        "now": ending.at,
+    }
+    row = connection.execute(statement, bound).one_or_none()
+    if row is None:
+        _expect(connection, upload_id, expected or tuple(state for state in State if state.live), epoch)
+        raise Conflict("the upload is not expired, or is in use")
+    _drop_content(connection, upload_id)
+    if ending.free_link:
+        _free_link(connection, load_upload(row))
+    _tell(connection, ending.events)
+    return load_uploads(connection, [row])[0]
+
+
+def _free_link(connection: Connection, ended: Upload) -> None:
+    """The use that the upload was counts no longer (T-05E)."""
+    use = link_use(connection, ended.terms.issuer, ended.terms.jti)
+    if use is None:
+        return
+    partials, partial_bytes = use.partials, use.partial_bytes
+    if ended.concat_kind is ConcatKind.PARTIAL:
+        partials = max(0, partials - 1)
+        partial_bytes = max(0, partial_bytes - (ended.length or 0))
+    left = tuple(upload_id for upload_id in use.uploads if upload_id != ended.id)
+    freed = LinkUse(use.issuer, use.jti, use.expires_at, left, partials, partial_bytes, use.version)
+    if freed != use:
+        _use_link(connection, freed)
+
+
+def delete_file(connection: Connection, file_id: FileId, now: float, outbox: Sequence[Event]) -> File:
+    row = connection.execute(_DELETE_FILE, {"file_id": file_id, "now": now}).one_or_none()
+    if row is not None:
+        _tell(connection, outbox)
+        return load_file(row)
+    row = connection.execute(_FILE, {"file_id": file_id}).one_or_none()
+    if row is None:
+        raise Conflict("there is no such file")
+    return load_file(row)
+
+
+def purge(connection: Connection, before: float, link_before: float, limit: int) -> int:
+    """Uploads first: a link goes once nothing that it made is remembered."""
+    ended = list(connection.scalars(_ended_uploads, {"before": before, "at_most": limit}))
+    if ended:
+        connection.execute(_FORGET_PARTIALS, {"ids": ended})
+        connection.execute(_FORGET_UPLOADS, {"ids": ended})
+    deleted = list(connection.scalars(_deleted_files, {"before": before, "at_most": limit - len(ended)}))
+    if deleted:
+        connection.execute(_FORGET_FILES, {"ids": deleted})
+    left = limit - len(ended) - len(deleted)
+    spent = connection.execute(_spent_links, {"before": link_before, "at_most": left}).all()
+    if spent:
+        connection.execute(_FORGET_LINK, [{"of_issuer": row.issuer, "of_jti": row.jti} for row in spent])
+    return len(ended) + len(deleted) + len(spent)

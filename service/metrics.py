@@ -1,0 +1,288 @@
+"""What operators see: every instrument, its labels, its buckets (contract, section 10).
+
+Label sets are closed, so no client can make series without end (lesson M1): values that come from
+outside are held against a table here and counted as `other` where they are not in it. Series of
+closed sets exist from the start, so that a rate over the first event is right. Counting takes
+microseconds and a scrape does no I/O.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from service.hashing import ALGORITHMS
+from service.links import RESULTS, Result
+from service.model import Protocol
+from service.protocol.problems import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from service.metadata.base import Totals
+
+# a `_created` series beside each counter would double the scrape and tell nothing new
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+
+CONTENT_TYPE: Final = prometheus_client.CONTENT_TYPE_LATEST
+
+Direction: TypeAlias = Literal["in", "out"]
+#: how a transfer ended
+TransferOutcome: TypeAlias = Literal["ok", "client_abort", "timeout", "taken_over", "drained", "error"]
+DownloadMode: TypeAlias = Literal["sendfile", "proxy"]
+ChecksumResult: TypeAlias = Literal["ok", "mismatch"]
+StorageOperation: TypeAlias = Literal[
+    "open", "probe", "free_bytes", "write", "flush", "read", "concatenate", "complete", "discard", "drop", "delete",
+    "open_file",
+]  # fmt: skip
+StorageOutcome: TypeAlias = Literal["ok", "full", "unavailable", "short", "stale", "cancelled", "error"]
+
+OTHER: Final = "other"
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+#: more routes than attachd has: a caller that passes paths for templates cannot make more series
+MOST_ROUTES: Final = 64
+
+_KIB: Final = 2**10
+_MIB: Final = 2**20
+_GIB: Final = 2**30
+#: smaller transfers measure the round trip, not the line
+THROUGHPUT_FROM_BYTES: Final = _MIB
+
+_REQUEST_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+_WAIT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_TRANSFER_SECONDS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)
+_ELAPSED_SECONDS: Final = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400)
+_SIZES: Final = (0, _KIB, 16 * _KIB, 256 * _KIB, _MIB, 8 * _MIB, 64 * _MIB, 256 * _MIB, _GIB, 2 * _GIB, 4 * _GIB)
+_RATES: Final = tuple(2**power for power in range(14, 33, 2))
+_SIZE_CLASSES: Final = ((_MIB, "lt1mib"), (64 * _MIB, "lt64mib"), (_GIB, "lt1gib"))
+_GAPS: Final = ((60.0, "lt1m"), (3600.0, "lt1h"), (86400.0, "lt1d"))
+
+
+class Metrics:
+    """The instruments of one process, in a registry of their own."""
+
+    def __init__(self, version: str) -> None:
+        self.registry = CollectorRegistry()
+        self._routes: set[str] = set()
+        self._make_transfers()
+        self._make_uploads()
+        self._make_edge()
+        self._make_inside()
+        self._gauge("attachd_build_info", "Which attachd this is.", "version").labels(version).set(1)
+
+    def render(self) -> bytes:
+        """The exposition, to be served as `CONTENT_TYPE`."""
+        return generate_latest(self.registry)
+
+    # transfers
+    def _make_transfers(self) -> None:
+        protocols, directions = tuple(Protocol), get_args(Direction)
+        self._received = self._counter(
+            "attachd_upload_bytes_received_total", "Bytes of request bodies, kept or not.", "protocol"
+        )
+        self._committed = self._counter(
+            "attachd_upload_bytes_committed_total", "Bytes that offsets moved by; received - committed is waste.",
+            "protocol",
+        )  # fmt: skip
+        self._sent = self._counter("attachd_download_bytes_sent_total", "Bytes of files sent.", "mode")
+        self._throughput = self._histogram(
+            "attachd_transfer_throughput_bytes_per_second", "Speed of transfers of 1 MiB and more.", _RATES, "direction"
+        )
+        self._duration = self._histogram(
+            "attachd_transfer_duration_seconds", "How long one request moved bytes.", _TRANSFER_SECONDS,
+            "direction", "outcome",
+        )  # fmt: skip
+        self._in_flight = self._gauge("attachd_transfers_in_flight", "Requests that move bytes now.", "direction")
+        _warm(self._received, protocols)
+        _warm(self._committed, protocols)
+        _warm(self._sent, get_args(DownloadMode))
+        _warm(self._throughput, directions)
+        _warm(self._duration, directions, get_args(TransferOutcome))
+        _warm(self._in_flight, directions)
+
+    def upload_received(self, protocol: Protocol, size: int) -> None:
+        """Bytes arrived, whether or not they will be kept."""
+        self._received.labels(protocol).inc(size)
+
+    def upload_committed(self, protocol: Protocol, size: int) -> None:
+        """An upload's offset moved."""
+        self._committed.labels(protocol).inc(size)
+
+    def download_sent(self, mode: DownloadMode, size: int) -> None:
+        """Bytes of a file went to a client."""
+        self._sent.labels(mode).inc(size)
+
+    def transfer_started(self, direction: Direction) -> None:
+        """A request begins to move bytes; `transfer_ended` must follow."""
+        self._in_flight.labels(direction).inc()
+
+    def transfer_ended(self, direction: Direction, outcome: TransferOutcome, size: int, seconds: float) -> None:
+        """The transfer is over, with the bytes it moved and the time it took."""
+        self._in_flight.labels(direction).dec()
+        self._duration.labels(direction, outcome).observe(seconds)
+        if size >= THROUGHPUT_FROM_BYTES and seconds > 0:
+            self._throughput.labels(direction).observe(size / seconds)
+
+    # uploads
+    def _make_uploads(self) -> None:
+        protocols, gaps = tuple(Protocol), [name for _, name in _GAPS] + ["ge1d"]
+        classes = [name for _, name in _SIZE_CLASSES] + ["ge1gib"]
+        self._created = self._counter("attachd_uploads_created_total", "Uploads made.", "protocol")
+        self._finished = self._counter("attachd_uploads_finished_total", "Uploads that became ready.", "protocol")
+        self._failed = self._counter("attachd_uploads_failed_total", "Uploads that failed.", "protocol", "reason")
+        self._resumed = self._counter("attachd_uploads_resumed_total", "Uploads resumed, by the pause.", "after")
+        self._size = self._histogram("attachd_upload_size_bytes", "Sizes of finished uploads.", _SIZES)
+        self._elapsed = self._histogram(
+            "attachd_upload_elapsed_seconds", "From creation to ready.", _ELAPSED_SECONDS, "size_class"
+        )
+        self._open = self._gauge("attachd_uploads_open", "Unfinished uploads; counted in the store.")
+        self._files = self._gauge("attachd_files", "Files; counted in the store.")
+        self._stored = self._gauge("attachd_stored_bytes", "Bytes of files; counted in the store.")
+        _warm(self._created, protocols)
+        _warm(self._finished, protocols)
+        _warm(self._failed, protocols, KINDS)
+        _warm(self._resumed, gaps)
+        _warm(self._elapsed, classes)
+
+    def upload_created(self, protocol: Protocol) -> None:
+        """An upload exists that did not."""
+        self._created.labels(protocol).inc()
+
+    def upload_finished(self, protocol: Protocol, size: int, seconds: float) -> None:
+        """An upload became ready, so long after its creation."""
+        self._finished.labels(protocol).inc()
+        self._size.observe(size)
+        size_class = next((name for limit, name in _SIZE_CLASSES if size < limit), "ge1gib")
+        self._elapsed.labels(size_class).observe(seconds)
+
+    def upload_failed(self, protocol: Protocol, reason: str) -> None:
+        """An upload failed; the reason is a slug of `protocol.problems`."""
+        self._failed.labels(protocol, reason if reason in KINDS else "internal").inc()
+
+    def upload_resumed(self, pause_seconds: float) -> None:
+        """An upload that had been cut goes on, after a pause without bytes."""
+        self._resumed.labels(next((name for limit, name in _GAPS if pause_seconds < limit), "ge1d")).inc()
+
+    def totals(self, totals: Totals) -> None:
+        """The gauges show what was counted in the store (lesson M1: never counted up and down here)."""
+        self._open.set(totals.uploads_open)
+        self._files.set(totals.files)
+        self._stored.set(totals.stored_bytes)
+
+    # the HTTP edge
+    def _make_edge(self) -> None:
+        self._requests = self._counter("attachd_http_requests_total", "Requests answered.", "route", "method", "code")
+        self._request_seconds = self._histogram(
+            "attachd_http_request_duration_seconds", "Head read to answer sent.", _REQUEST_SECONDS, "route", "method"
+        )
+        self._verifications = self._counter("attachd_token_verifications_total", "Tokens looked at.", "result")
+        self._key_tokens = self._counter("attachd_key_tokens_total", "Tokens verified by each key.", "kid")
+        self._checksums = self._counter(
+            "attachd_checksum_verifications_total", "Clients' checksums held against bodies.", "algorithm", "result"
+        )
+        _warm(self._verifications, RESULTS)
+        _warm(self._checksums, ALGORITHMS, get_args(ChecksumResult))
+
+    def http_request(self, route: str | None, method: str, code: int, seconds: float) -> None:
+        """A request was answered. `route` is the template that matched, never a path; None: nothing did."""
+        label, verb = self._route(route), method if method in METHODS else OTHER
+        self._requests.labels(label, verb, str(code) if 100 <= code < 600 else OTHER).inc()  # noqa: PLR2004 - RFC 9110
+        self._request_seconds.labels(label, verb).observe(seconds)
+
+    def _route(self, route: str | None) -> str:
+        if route is None or (route not in self._routes and len(self._routes) >= MOST_ROUTES):
+            return OTHER
+        self._routes.add(route)
+        return route
+
+    def token_verified(self, result: Result, kid: str | None = None) -> None:
+        """A token was looked at; `kid` only of a key that verified it."""
+        self._verifications.labels(result).inc()
+        if kid is not None:
+            self._key_tokens.labels(kid).inc()
+
+    def checksum_verified(self, algorithm: str, result: ChecksumResult) -> None:
+        """A client's checksum was held against the body."""
+        self._checksums.labels(algorithm if algorithm in ALGORITHMS else OTHER, result).inc()
+
+    # the inside
+    def _make_inside(self) -> None:
+        self._hashed = self._counter("attachd_hashed_bytes_total", "Bytes hashed for blocks.", "algorithm")
+        self._storage = self._counter(
+            "attachd_storage_requests_total", "Calls to storage.", "backend", "operation", "outcome"
+        )
+        self._storage_seconds = self._histogram(
+            "attachd_storage_request_duration_seconds", "Time inside storage.", _WAIT_SECONDS,
+            "backend", "operation", "outcome",
+        )  # fmt: skip
+        self._buffers = self._gauge("attachd_buffer_bytes", "Memory held for request bodies.")
+        self._buffer_limit = self._gauge("attachd_buffer_limit_bytes", "The most it may be.")
+        self._lag = self._histogram(
+            "attachd_event_loop_lag_seconds", "How late the event loop runs what is due.", _WAIT_SECONDS
+        )
+        self._takeovers = self._counter("attachd_lock_takeovers_total", "Leases taken over from a running request.")
+        self._lock_wait = self._histogram("attachd_lock_wait_seconds", "Waits for a lease.", _WAIT_SECONDS)
+        self._reclaimed = self._counter("attachd_gc_reclaimed_bytes_total", "Bytes given back by the sweeper.")
+        self._gc_at = self._gauge("attachd_gc_last_success_timestamp_seconds", "When a sweep last ended well.")
+        self._draining = self._gauge("attachd_draining", "1 while the service is stopping.")
+        _warm(self._hashed, ("xxh128", "sha256"))
+
+    def hashed(self, algorithm: str, size: int) -> None:
+        """Bytes went through a hash of ours."""
+        self._hashed.labels(algorithm if algorithm in ALGORITHMS else OTHER).inc(size)
+
+    def storage_request(
+        self, backend: str, operation: StorageOperation, outcome: StorageOutcome, seconds: float
+    ) -> None:
+        """One call to storage ended."""
+        self._storage.labels(backend, operation, outcome).inc()
+        self._storage_seconds.labels(backend, operation, outcome).observe(seconds)
+
+    def buffers(self, size: int) -> None:
+        """So many bytes of buffers are held now."""
+        self._buffers.set(size)
+
+    def buffer_limit(self, size: int) -> None:
+        """The most that may be held."""
+        self._buffer_limit.set(size)
+
+    def event_loop_lag(self, seconds: float) -> None:
+        """The loop ran something so much later than asked."""
+        self._lag.observe(max(seconds, 0.0))
+
+    def lock_taken_over(self) -> None:
+        """A newer request took a lease from a running one."""
+        self._takeovers.inc()
+
+    def lock_waited(self, seconds: float) -> None:
+        """A request got its lease, or gave up, after so long."""
+        self._lock_wait.observe(seconds)
+
+    def gc_reclaimed(self, size: int) -> None:
+        """Bytes were given back."""
+        self._reclaimed.inc(size)
+
+    def gc_succeeded(self, at: float) -> None:
+        """A sweep ended well at the instant."""
+        self._gc_at.set(at)
+
+    def draining(self, *, on: bool) -> None:
+        """Whether the service is stopping."""
+        self._draining.set(int(on))
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+
+def _warm(instrument: Counter | Gauge | Histogram, *values: Iterable[str]) -> None:
+    for labels in product(*values):
+        instrument.labels(*labels)

@@ -1,0 +1,305 @@
+"""A request's body becomes committed bytes: read, hash, hold, commit, in that order.
+
+Nothing is acknowledged here: the caller answers from the upload that comes back, which is what
+the metadata store committed. A body that ends early, for whatever reason, keeps what arrived; one
+that carries a checksum counts only when whole and right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+import structlog
+
+from service import hashing
+from service.clock import Clock
+from service.metadata.base import Advance, Conflict, Lease, MetadataStore
+from service.metrics import Metrics
+from service.model import Block, Part, State, Upload
+from service.protocol.decide import Intake, expiry, problem_of, settle_checksum
+from service.protocol.intents import ChecksumClaim, Ending, Policy
+from service.protocol.problems import Problem
+from service.storage.base import (
+    Appender,
+    Receipt,
+    Storage,
+    StorageError,
+    StorageFull,
+    StorageStale,
+    StorageUnavailable,
+)
+
+log = structlog.get_logger(__name__)
+
+#: a running body is committed at least this often while bytes come
+COMMIT_SECONDS: Final = 1.0
+COMMIT_BYTES: Final = 64 * 2**20
+
+
+class Body(Protocol):
+    """A request body as the use-cases see it. The web layer provides it."""
+
+    #: bytes that came so far, stored or not
+    received: int
+
+    async def read(self) -> memoryview | None:
+        """The next bytes, valid until the next call; None at the end, whatever the reason."""
+        ...
+
+    @property
+    def ending(self) -> Ending:
+        """How the body ended; only after `read` returned None."""
+        ...
+
+    def stop(self, ending: Ending) -> None:
+        """The body ends so, as soon as what has arrived is handed out."""
+        ...
+
+    def silent_seconds(self) -> float:
+        """How long ago the last byte came."""
+        ...
+
+    def trailer(self, name: str) -> str | None:
+        """A trailer field after a whole chunked body."""
+        ...
+
+
+@dataclass(slots=True)
+class Progress:
+    """What one request has brought so far."""
+
+    upload: Upload
+    lease: Lease
+    intake: Intake
+    ledger: tuple[Part, ...]
+    hasher: hashing.BlockHasher
+    checksum: hashing.Checksum | None
+    #: the offset this request began at, and the bytes written since
+    start: int
+    written: int = 0
+    #: finished blocks not committed yet: storage may hold fewer bytes than were hashed
+    blocks: list[Block] = field(default_factory=list)
+    committed_at: float = 0.0
+    overrun: bool = False
+
+    @property
+    def end(self) -> int:
+        return self.start + self.written
+
+    @property
+    def length(self) -> int | None:
+        return self.intake.length
+
+    def observe(self, run: memoryview) -> None:
+        """Sees every byte as it is written, in storage's thread."""
+        self.hasher.update(run)
+        if self.checksum is not None:
+            self.checksum.update(run)
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """The checksums that came with a body: in the header, or to come as a trailer."""
+
+    header: ChecksumClaim | None = None
+    #: parses the trailer once the body is whole
+    trailer: Callable[[str | None], ChecksumClaim | None] | None = None
+
+
+NO_CLAIMS: Final = Claims()
+
+
+class Receiver:
+    """Takes bodies into storage."""
+
+    def __init__(
+        self,
+        metadata: MetadataStore,
+        storage: Storage,
+        policy: Policy,
+        clock: Clock,
+        metrics: Metrics,
+        changed: Callable[[str], None],
+    ) -> None:
+        self._metadata = metadata
+        self._storage = storage
+        self._policy = policy
+        self._clock = clock
+        self._metrics = metrics
+        self._changed = changed
+
+    async def receive(
+        self, upload: Upload, lease: Lease, intake: Intake, body: Body, claims: Claims = NO_CLAIMS
+    ) -> tuple[Upload, Problem | None]:
+        """The upload as committed after the body ended, and why it did not end well, if so.
+
+        The upload is `finishing` afterwards if its last byte came. Trouble with storage is a
+        problem too, worth a retry: what was held before is committed.
+        """
+        ledger = await self._metadata.ledger(upload.id) if upload.offset else ()
+        progress = Progress(
+            upload,
+            lease,
+            intake,
+            ledger,
+            await self._hasher(upload, ledger),
+            hashing.checksum(claims.header.algorithm) if claims.header else None,
+            start=upload.offset,
+            committed_at=self._clock.monotonic(),
+        )
+        try:
+            async with self._storage.append(
+                upload.id, ledger, epoch=lease.epoch, observe=progress.observe
+            ) as appender:
+                await self._check_fence(lease)
+                problem = await self._take(progress, appender, body, claims)
+        except StorageError as error:
+            problem = storage_problem(error, progress.upload.offset)
+            log.warning("storage_failed", upload_id=upload.id, reason=problem.slug, error=str(error))
+        except Conflict:
+            problem = problem_of(Ending.TAKEN_OVER, overrun=False, offset=progress.upload.offset)
+        return progress.upload, problem
+
+    async def _hasher(self, upload: Upload, ledger: Sequence[Part]) -> hashing.BlockHasher:
+        """Hashing goes on where the last whole block ended; what follows is read back, at most one block."""
+        number, rest = divmod(upload.offset, upload.block_size)
+        hasher = hashing.BlockHasher(upload.block_size, strong=upload.strong_hash, first_block=number)
+        if rest:
+            async for piece in self._storage.read_upload(ledger, upload.offset - rest, upload.offset):
+                await asyncio.to_thread(hasher.update, memoryview(piece))
+        return hasher
+
+    async def _check_fence(self, lease: Lease) -> None:
+        """Storage is open for us alone: if the lease is ours now, no newer writer was here before."""
+        current = await self._metadata.lease(lease.upload_id)
+        if current is None or current.epoch != lease.epoch:
+            raise StorageStale("the lease was lost before the first write")
+
+    async def _take(self, progress: Progress, appender: Appender, body: Body, claims: Claims) -> Problem | None:
+        await self._pump(progress, appender, body)
+        problem = problem_of(body.ending, overrun=progress.overrun, offset=progress.end)
+        if problem is None and progress.intake.closes:
+            progress.intake = replace(progress.intake, length=progress.end)
+        receipt = await appender.flush(last=progress.end == progress.length)
+        if progress.intake.whole:
+            # a body with a checksum counts only when verified, which overrides "a cut keeps its bytes" (T-0A4)
+            problem = problem or await self._verify(progress, receipt, body, claims)
+            if problem is not None:
+                return problem_at(problem, progress.upload.offset)
+        await self._commit(progress, receipt)
+        return problem
+
+    async def _pump(self, progress: Progress, appender: Appender, body: Body) -> None:
+        while (piece := await body.read()) is not None:
+            self._metrics.upload_received(progress.upload.protocol, len(piece))
+            room = progress.intake.limit - progress.written
+            if len(piece) > room:
+                piece = piece[:room]
+                progress.overrun = True
+            if piece:
+                await self._write(progress, appender, piece)
+            if progress.overrun:
+                return
+            if not progress.intake.whole:
+                await self._commit_sometimes(progress, appender)
+
+    async def _write(self, progress: Progress, appender: Appender, piece: memoryview) -> None:
+        try:
+            await appender.write(piece)
+        except (StorageFull, StorageUnavailable):
+            if not progress.intake.whole:
+                # what fitted before the failure stays; blocks that reach beyond it are not committed
+                progress.blocks += progress.hasher.take_finished()
+                await self._commit_prefix(progress, await appender.held())
+            raise
+        progress.written += len(piece)
+        self._metrics.hashed("xxh128", len(piece))
+        progress.blocks += progress.hasher.take_finished()
+
+    async def _commit_sometimes(self, progress: Progress, appender: Appender) -> None:
+        since = self._clock.monotonic() - progress.committed_at
+        if since >= COMMIT_SECONDS or progress.end - progress.upload.offset >= COMMIT_BYTES:
+            await self._commit_prefix(progress, await appender.held())
+
+    async def _commit_prefix(self, progress: Progress, receipt: Receipt) -> None:
+        if receipt.offset > progress.upload.offset:
+            await self._advance(progress, receipt, State.RECEIVING)
+
+    async def _commit(self, progress: Progress, receipt: Receipt) -> None:
+        """The end of the request: everything held counts, and the last byte makes it `finishing`."""
+        ends = progress.length is not None and receipt.offset == progress.length
+        if not ends and receipt.offset == progress.upload.offset and progress.length == progress.upload.length:
+            return
+        if ends and (last := progress.hasher.finish()) is not None:
+            progress.blocks.append(last)
+        await self._advance(progress, receipt, State.FINISHING if ends else State.RECEIVING)
+
+    async def _advance(self, progress: Progress, receipt: Receipt, state: State) -> None:
+        before, now = progress.upload, self._clock.now()
+        size = before.block_size
+        ends = state is State.FINISHING
+        ready = [block for block in progress.blocks if ends or (block.number + 1) * size <= receipt.offset]
+        moved = receipt.offset > before.offset
+        step = Advance(
+            to_offset=receipt.offset,
+            expires_at=expiry(before, self._policy, now) if moved else before.expires_at,
+            parts=receipt.parts,
+            blocks=ready,
+            length=progress.length,
+            state=state,
+        )
+        progress.upload = await self._metadata.advance(
+            before.id, epoch=progress.lease.epoch, from_offset=before.offset, step=step, now=now
+        )
+        progress.blocks = progress.blocks[len(ready) :]
+        progress.committed_at = self._clock.monotonic()
+        self._metrics.upload_committed(before.protocol, receipt.offset - before.offset)
+        self._changed(before.id)
+        if receipt.drop:
+            await self._storage.drop(before.id, receipt.drop)
+
+    async def _verify(self, progress: Progress, receipt: Receipt, body: Body, claims: Claims) -> Problem | None:
+        trailer = claims.trailer(body.trailer("Upload-Checksum")) if claims.trailer else None
+        claim = claims.header or trailer
+        computed = progress.checksum.digest() if progress.checksum else None
+        if computed is None and claim is not None:
+            # the algorithm was not known before the trailer came
+            computed = await self._read_back(progress, receipt, claim.algorithm)
+        problem = settle_checksum(claims.header, trailer, computed, expect_trailer=claims.trailer is not None)
+        if claim is not None:
+            self._metrics.checksum_verified(claim.algorithm, "ok" if problem is None else "mismatch")
+        return problem
+
+    async def _read_back(self, progress: Progress, receipt: Receipt, algorithm: str) -> bytes:
+        checksum = hashing.checksum(algorithm)
+        ledger = merge_ledger(progress.ledger, receipt.parts)
+        async for piece in self._storage.read_upload(ledger, progress.start, progress.end):
+            await asyncio.to_thread(checksum.update, memoryview(piece))
+        return checksum.digest()
+
+
+def merge_ledger(ledger: Sequence[Part], parts: Sequence[Part]) -> tuple[Part, ...]:
+    """The ledger once a receipt's parts are committed: same number, replaced."""
+    merged = {part.number: part for part in (*ledger, *parts)}
+    return tuple(merged[number] for number in sorted(merged))
+
+
+def problem_at(problem: Problem, offset: int) -> Problem:
+    """The problem with the offset that holds now."""
+    others = tuple(pair for pair in problem.headers if pair[0] != "Upload-Offset")
+    return replace(problem, headers=(("Upload-Offset", str(offset)), *others))
+
+
+def storage_problem(error: StorageError, offset: int | None = None) -> Problem:
+    """What a client hears of trouble with storage: nothing of the inside (contract, section 11)."""
+    headers: tuple[tuple[str, str], ...] = (("Retry-After", "5"),)
+    if offset is not None:
+        headers += (("Upload-Offset", str(offset)),)
+    if isinstance(error, StorageFull):
+        return Problem("storage-full", "no space is left; stored bytes are kept, resume later", headers, close=True)
+    if isinstance(error, StorageStale):
+        return Problem("locked", "a newer request took the upload over", headers, close=True)
+    return Problem("storage-unavailable", "stored bytes are kept, resume later", headers, close=True)

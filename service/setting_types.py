@@ -1,0 +1,277 @@
+"""The kinds of values that settings have: read from text or TOML, checked, written back as text.
+
+Each function returns an annotation for a pydantic field. A reader raises ValueError whose words
+complete "must be ...", so that a message says what would be right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from service.units import format_duration, parse_duration, parse_rate, parse_size
+
+KIB: Final = 2**10
+MIB: Final = 2**20
+GIB: Final = 2**30
+
+MINUTE: Final = 60.0
+HOUR: Final = 60 * MINUTE
+DAY: Final = 24 * HOUR
+
+_SIZE_UNITS: Final = ((2**40, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
+_WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - known as such, not listened on
+_PASSWORD: Final = re.compile(r"(://[^/@\s:]*:)[^/@\s]+@")
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """A host (name or address, without brackets) and a port; port 0 is the kernel's choice."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """An http URL that reaches it from this machine."""
+        return f"http://{TcpAddress(_WILDCARDS.get(self.host, self.host), self.port)}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """A Unix socket. Only a proxy reaches it, so its URL is a mere stand-in."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+    @property
+    def url(self) -> str:
+        """What links begin with when no public URL is set."""
+        return "http://localhost"
+
+
+Address = TcpAddress | UnixAddress
+
+
+def overlap(one: Address, other: Address) -> bool:
+    """Whether both could not be listened on at once."""
+    if isinstance(one, UnixAddress) or isinstance(other, UnixAddress):
+        return one == other
+    if one.port != other.port or one.port == 0:
+        return False
+    return one.host == other.host or one.host in _WILDCARDS or other.host in _WILDCARDS
+
+
+def hide_secrets(text: str) -> str:
+    """The text with passwords inside URLs replaced by stars."""
+    return _PASSWORD.sub(r"\1***@", text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How one kind of value is read and written; pydantic finds it in an Annotated type."""
+
+    read: Callable[[Any], object]
+    write: Callable[[Any], str]
+
+    def __get_pydantic_core_schema__(self, _source: object, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        writing = core_schema.plain_serializer_function_ser_schema(self.write, return_schema=core_schema.str_schema())
+        return core_schema.no_info_plain_validator_function(self.read, serialization=writing)
+
+
+def _number(value: object, parse: Callable[[str], int], low: float, high: float, right: str) -> int:
+    """Text through parse; a whole TOML number as it is."""
+    try:
+        number = value if isinstance(value, int) and not isinstance(value, bool) else parse(_text(value, right))
+    except ValueError:
+        raise ValueError(right) from None
+    if not low <= number <= high:
+        raise ValueError(right)
+    return number
+
+
+def _text(value: object, right: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(right)  # noqa: TRY004 - pydantic takes ValueError for a wrong value
+    return value
+
+
+def _written_size(size: int) -> str:
+    """The size in the largest unit that divides it."""
+    return next((f"{size // unit}{name}" for unit, name in _SIZE_UNITS if size and size % unit == 0), str(size))
+
+
+def _written_duration(seconds: float) -> str:
+    return format_duration(int(seconds))
+
+
+def size(low: int, high: int) -> _Kind:
+    """A number of bytes, `8MiB` or `8388608`."""
+    right = f"a size from {_written_size(low)} to {_written_size(high)}, such as 64MiB"
+    return _Kind(lambda value: _number(value, parse_size, low, high, right), _written_size)
+
+
+def rate(low: int, high: int) -> _Kind:
+    """A number of bytes per second, `1KiB/s`."""
+    right = f"a rate from {_written_size(low)}/s to {_written_size(high)}/s, such as 1KiB/s"
+    return _Kind(lambda value: _number(value, parse_rate, low, high, right), lambda number: _written_size(number) + "/s")
+
+
+def duration(low: float, high: float) -> _Kind:
+    """A whole number of seconds, `90s`, `24h` or `7d`."""
+    right = f"a duration from {_written_duration(low)} to {_written_duration(high)}, such as 90s, 24h or 7d"
+    return _Kind(lambda value: float(_number(value, parse_duration, low, high, right)), _written_duration)
+
+
+def count(low: int, high: int) -> _Kind:
+    """A plain whole number."""
+    right = f"a whole number from {low} to {high}"
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit()):
+            raise ValueError(right)
+        return int(text)
+
+    return _Kind(lambda value: _number(value, parse, low, high, right), str)
+
+
+def address() -> _Kind:
+    """Where a listener listens."""
+    return _Kind(_read_address, str)
+
+
+def _read_address(value: object) -> Address:
+    right = "HOST:PORT (0.0.0.0:8080 for every address), [IPV6]:PORT or unix:/PATH"
+    text = _text(value, right)
+    if text.startswith("unix:"):
+        path = Path(text.removeprefix("unix:"))
+        if not path.is_absolute():
+            raise ValueError(right)
+        return UnixAddress(path)
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    if bracketed:
+        try:
+            ip_address(host)
+        except ValueError:
+            raise ValueError(right) from None
+    named = bracketed or _HOST_NAME.fullmatch(host) is not None
+    if not (colon and named and re.fullmatch(r"[0-9]{1,5}", port) and int(port) < 2**16):
+        raise ValueError(right)
+    return TcpAddress(host, int(port))
+
+
+def base_url() -> _Kind:
+    """The public URL, held without a trailing slash; empty is None."""
+    return _Kind(_read_base_url, lambda url: url or "")
+
+
+def _read_base_url(value: object) -> str | None:
+    right = "http:// or https://, a host and perhaps a path, such as https://files.example.com; no query, no user"
+    text = _text(value, right)
+    if not text:
+        return None
+    try:
+        parts = urlsplit(text)
+        whole = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        raise ValueError(right) from None
+    if not whole or "@" in parts.netloc or re.search(r"[?#\\\s]|[^\x21-\x7e]", text):
+        raise ValueError(right)
+    return text.rstrip("/")
+
+
+def networks() -> _Kind:
+    """Networks, comma separated or a TOML list; an address is a network of one."""
+    return _Kind(_read_networks, lambda items: ",".join(map(str, items)))
+
+
+def _read_networks(value: object) -> tuple[IPv4Network | IPv6Network, ...]:
+    right = "networks, comma separated, such as 10.0.0.0/8,fd00::/8, without bits beyond the prefix"
+    try:
+        return tuple(ip_network(item) for item in _items(value, right))
+    except ValueError:
+        raise ValueError(right) from None
+
+
+def origins() -> _Kind:
+    """Exact origins (RFC 6454), comma separated or a TOML list, or `*`; empty for none."""
+    return _Kind(_read_origins, ",".join)
+
+
+def _read_origins(value: object) -> tuple[str, ...]:
+    right = "* alone, or exact origins, comma separated, such as https://chat.example.com: no path, no pattern"
+    items = _items(value, right)
+    exact = re.compile(r"https?://(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+    if items != ("*",) and not all(exact.fullmatch(item) for item in items):
+        raise ValueError(right)
+    return items
+
+
+def _items(value: object, right: str) -> tuple[str, ...]:
+    if isinstance(value, list):
+        return tuple(_text(item, right) for item in value)
+    return tuple(item.strip() for item in _text(value, right).split(",")) if value else ()
+
+
+def path() -> _Kind:
+    """A path of this machine."""
+    return _Kind(lambda value: _read_path(value) or _refuse("a path"), str)
+
+
+def optional_path() -> _Kind:
+    """A path of this machine; empty is None."""
+    return _Kind(_read_path, lambda value: str(value or ""))
+
+
+def _read_path(value: object) -> Path | None:
+    text = _text(value, "a path")
+    return _refuse("a path") if "\0" in text else Path(text) if text else None
+
+
+def _refuse(right: str) -> Path:
+    raise ValueError(right)
+
+
+def path_prefix() -> _Kind:
+    """The path of an internal location, with a slash at both ends."""
+    return _Kind(_read_path_prefix, str)
+
+
+def _read_path_prefix(value: object) -> str:
+    right = "a path that begins and ends with a slash, such as /_attachd/"
+    text = _text(value, right)
+    if not re.fullmatch(r"/(?:[A-Za-z0-9._~-]+/)+", text):
+        raise ValueError(right)
+    return text
+
+
+def database_url() -> _Kind:
+    """An SQLite URL with a file; empty is None."""
+    return _Kind(_read_database_url, lambda url: url or "")
+
+
+def _read_database_url(value: object) -> str | None:
+    # a database in memory would forget, on a restart, what clients were told is kept
+    right = "sqlite:///PATH (four slashes for an absolute path), a file"
+    text = _text(value, right)
+    if not text:
+        return None
+    if not re.fullmatch(r"sqlite:///[^?#\s]+", text) or text.endswith((":memory:", "/")):
+        raise ValueError(right)
+    return text

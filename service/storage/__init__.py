@@ -1,0 +1,1 @@
+"""Where bytes rest: the Storage port (`base`) and its adapters."""

@@ -1,0 +1,207 @@
+"""The Storage port: what attachd needs from whatever holds the bytes.
+
+The contract, which `tests/contract/storage.py` holds against every adapter:
+
+- Storage knows bytes and nothing else. Which of them count is told by the ledger (`Part`) that
+  the metadata store committed; storage never infers an offset or completion from what it finds.
+- Bytes are held first, committed second, and only then may anything they replace be dropped.
+- Every write carries the epoch of the lease. A writer that was overtaken, even one that was
+  asleep meanwhile, changes nothing that can be read through a newer ledger.
+- A call that was cut by a crash can be made again with the same result.
+- Keys are made here from upload ids, never from anything a client sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.model import Part, UploadId
+
+#: Called in order with each run of bytes as it is written; may run in a thread of the adapter's.
+Observer = Callable[[memoryview], None]
+
+
+class StorageError(Exception):
+    """Storage could not do what was asked. `permanent`: the same call would fail again."""
+
+    permanent = False
+
+
+class StorageFull(StorageError):
+    """Worth a retry once space is given back; bytes held before stay held."""
+
+
+class StorageUnavailable(StorageError):
+    """Worth a retry; nothing past what was held before is promised."""
+
+
+class StorageShort(StorageError):
+    """Permanent: fewer bytes are held than the ledger says."""
+
+    permanent = True
+
+
+class StorageStale(StorageError):
+    """Permanent for this writer: another epoch owns the upload now."""
+
+    permanent = True
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Storage's word that it holds the bytes [0, offset) of an upload once `parts` are committed.
+
+    `parts` are the ledger entries that are new or changed (same number: replaced);
+    `drop` are keys that nothing needs any more once they are.
+    """
+
+    offset: int
+    parts: tuple[Part, ...] = ()
+    drop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A whole file at rest: where, and its true size in bytes as storage reports it."""
+
+    key: str
+    size: int
+
+
+class Appender(Protocol):
+    """One request's writes to one upload, from `Storage.append`."""
+
+    async def write(self, data: memoryview) -> None:
+        """Take data as the next bytes. The buffer may be reused once this returns.
+
+        Raises:
+            StorageFull, StorageUnavailable: worth a retry; what `held` said stays true.
+            StorageStale: permanent; this writer was overtaken.
+        """
+        ...
+
+    async def held(self) -> Receipt:
+        """What is held so far, without waiting for writes under way; durable as the setting says."""
+        ...
+
+    async def flush(self, *, last: bool) -> Receipt:
+        """Hold everything written and say so.
+
+        Args:
+            last: these bytes end the upload, so an adapter may store them for good at once.
+        """
+        ...
+
+
+class StoredFile(Protocol):
+    """A finished file, open for reading."""
+
+    size: int
+
+    @property
+    def fd(self) -> int | None:
+        """A file descriptor for the kernel's sendfile, or None where there is no local file."""
+        ...
+
+    def read(self, start: int, end: int) -> AsyncIterator[bytes]:
+        """The bytes [start, end), in pieces, reading ahead of the consumer by a bounded amount."""
+        ...
+
+
+class Storage(Protocol):
+    """Holds bytes. See the module for the contract."""
+
+    #: label of the storage metrics, e.g. "filesystem"
+    name: str
+
+    async def open(self) -> None:
+        """Ready to be used; creates what is missing. Raises StorageError with a clear word."""
+        ...
+
+    async def close(self) -> None:
+        """Gives back threads and connections."""
+        ...
+
+    async def probe(self) -> None:
+        """Returns if storage can take bytes now; raises StorageError if not. For /readyz."""
+        ...
+
+    async def free_bytes(self) -> int | None:
+        """Bytes that can still be stored, None where that has no meaning. Never blocks the loop."""
+        ...
+
+    def append(
+        self,
+        upload_id: UploadId,
+        ledger: Sequence[Part],
+        *,
+        epoch: int,
+        observe: Observer | None = None,
+    ) -> AbstractAsyncContextManager[Appender]:
+        """An Appender whose first byte follows the last byte of the ledger.
+
+        Uncommitted bytes of an earlier writer at the same place are replaced. On leaving the
+        context nothing more is written, whatever happened inside.
+
+        Args:
+            ledger: the committed parts, in order, without gaps, from byte 0.
+            epoch: of the lease.
+            observe: sees every byte once, in order, as it is written.
+
+        Raises:
+            StorageShort: permanent; the ledger's bytes are not there.
+        """
+        ...
+
+    def read_upload(self, ledger: Sequence[Part], start: int, end: int) -> AsyncIterator[bytes]:
+        """Committed bytes [start, end) of an unfinished upload, in pieces.
+
+        Raises:
+            StorageShort: permanent; the ledger's bytes are not there.
+        """
+        ...
+
+    async def concatenate(
+        self, upload_id: UploadId, sources: Sequence[Sequence[Part]], *, epoch: int
+    ) -> Receipt:
+        """Hold the bytes of the sources, joined in order, as the upload. Idempotent.
+
+        The sources are left as they are. Nothing passes through Python where the kernel or the
+        store can copy.
+        """
+        ...
+
+    async def complete(self, upload_id: UploadId, ledger: Sequence[Part], *, epoch: int) -> Stored:
+        """The upload's bytes [0, end of ledger) are one file at rest, and as durable as set.
+
+        Idempotent, also after a crash at any point inside an earlier call. An empty ledger
+        makes an empty file.
+
+        Raises:
+            StorageShort: permanent; neither the parts nor the finished file are whole.
+        """
+        ...
+
+    async def discard(self, upload_id: UploadId) -> None:
+        """Nothing unfinished of the upload is held any more. Idempotent; a finished file stays."""
+        ...
+
+    async def drop(self, upload_id: UploadId, keys: Sequence[str]) -> None:
+        """The keys of a committed Receipt's `drop` are gone. Idempotent."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """The finished file is gone. Idempotent. A reader that has it open may read to its end."""
+        ...
+
+    def open_file(self, key: str) -> AbstractAsyncContextManager[StoredFile]:
+        """The finished file, open for reading until the context is left.
+
+        Raises:
+            StorageShort: permanent; it is not there.
+            StorageUnavailable: worth a retry.
+        """
+        ...

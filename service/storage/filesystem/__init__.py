@@ -1,0 +1,36 @@
+"""Storage on a local directory.
+
+Layout
+    `root/uploads/<2>/u_….e<epoch>`     a *segment*: bytes of an unfinished upload
+    `root/uploads/<2>/u_….e<epoch>.join` a concatenation under way, in no ledger yet
+    `root/files/<2>/u_…`                a finished file
+    <2> are the first two characters of the random part of the upload id. Names come from upload
+    ids and epochs alone.
+
+Mechanism
+    An upload is usually one segment, and its ledger one part that grows. A segment is written by
+    whoever holds its `flock`, and only at its end: a writer that finds it locked, or longer than
+    its own ledger says, starts a fresh segment instead. So no byte that a ledger names is ever
+    written again, and neither a writer that was asleep, nor one that comes late with an old
+    ledger, can change what a newer one reads. No state is kept beside the bytes for that.
+    `complete` lengthens the first segment by the others (the kernel copies), cuts off what lies
+    behind the ledger's end, and renames it to be the file.
+
+Guarantees
+    Durability `complete`: data, then the rename, then both directories are synced before
+    `complete` returns. `always`: also before each receipt. `none`: left to the kernel.
+    A crash at any system call leaves something that the same call, made again, turns into the
+    same result. A directory that vanished (an unmounted disk) is worth a retry and never read as
+    lost bytes.
+
+Not guaranteed
+    A writer fenced off may leave a segment that nobody needs; `complete` and `discard` remove
+    those they see. Locks are `flock`: one machine, and no network file system that fakes it.
+
+Rights needed
+    Read, write and search on `root`, by every worker process under the same user.
+"""
+
+from service.storage.filesystem.adapter import FilesystemStorage
+
+__all__ = ["FilesystemStorage"]

@@ -1,0 +1,135 @@
+"""The Storage port over a directory: thin, asynchronous, every blocking call in a thread."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import aiofiles
+import aiofiles.os
+import aiofiles.tempfile
+
+from service.model import Part, UploadId
+from service.storage.base import Observer, Receipt, StorageError, StorageUnavailable, Stored
+from service.storage.filesystem import publishing, reading
+from service.storage.filesystem.appender import DiskAppender
+from service.storage.filesystem.layout import Durability, Layout, lock, translated
+from service.storage.filesystem.threads import Threads
+
+_PROBE: Final = b"attachd" * 64
+_statvfs = aiofiles.os.wrap(os.statvfs)
+
+
+class FilesystemStorage:
+    """See the package for layout, mechanism and guarantees.
+
+    Args:
+        root: the directory; made if missing.
+        durability: `complete`, `always` or `none` (contract, section 5).
+        threads: how many writes run at once, and as many again of everything that is slower
+            (syncs, reads, joins), so that none of those keeps a byte of an upload waiting.
+    """
+
+    name = "filesystem"
+
+    def __init__(self, root: Path, *, durability: str, threads: int = 8) -> None:
+        self._layout = Layout(root, Durability(durability))
+        self._writers = Threads(threads, "attachd-write")
+        self._helpers = Threads(threads, "attachd-disk")
+
+    async def open(self) -> None:
+        """See `Storage.open`."""
+        try:
+            with translated("it cannot be made"):
+                await self._helpers.run(self._layout.make)
+            await self.probe()
+        except StorageError as error:
+            raise StorageError(f"the storage directory {self._layout.root} cannot be used: {error}") from error
+
+    async def close(self) -> None:
+        """See `Storage.close`."""
+        self._writers.close()
+        self._helpers.close()
+
+    async def probe(self) -> None:
+        """See `Storage.probe`. What it writes has no name, so that nothing stays after a crash."""
+        with translated("it cannot be written"):
+            async with aiofiles.tempfile.TemporaryFile(
+                "wb", buffering=0, dir=self._layout.uploads, executor=self._helpers.executor
+            ) as file:
+                await file.write(_PROBE)
+                if not await self._helpers.run(lambda: lock(file.fileno())):
+                    raise StorageUnavailable("it does not give locks")
+
+    async def free_bytes(self) -> int | None:
+        """See `Storage.free_bytes`. What an unprivileged user may still write."""
+        with translated("asking for free space"):
+            found = await _statvfs(self._layout.root, executor=self._helpers.executor)
+        return found.f_bavail * found.f_frsize
+
+    @asynccontextmanager
+    async def append(
+        self, upload_id: UploadId, ledger: Sequence[Part], *, epoch: int, observe: Observer | None = None
+    ) -> AsyncIterator[DiskAppender]:
+        """See `Storage.append`."""
+        appender = DiskAppender(
+            self._layout, self._writers, self._helpers, upload_id, ledger, epoch=epoch, observe=observe
+        )
+        try:
+            if ledger:
+                with translated("opening a segment"):
+                    await self._writers.run(appender.go_on)
+            yield appender
+        finally:
+            await appender.close()
+
+    def read_upload(self, ledger: Sequence[Part], start: int, end: int) -> AsyncIterator[bytes]:
+        """See `Storage.read_upload`."""
+        return reading.read_upload(self._layout, self._helpers, ledger, start, end)
+
+    async def concatenate(self, upload_id: UploadId, sources: Sequence[Sequence[Part]], *, epoch: int) -> Receipt:
+        """See `Storage.concatenate`. Copied by the kernel; where extents are shared, not at all."""
+        stop = threading.Event()
+        with translated("joining"):
+            return await self._helpers.run(
+                lambda: publishing.concatenate(self._layout, upload_id, sources, epoch, stop), stop=stop.set
+            )
+
+    async def complete(self, upload_id: UploadId, ledger: Sequence[Part], *, epoch: int) -> Stored:
+        """See `Storage.complete`."""
+        stop = threading.Event()
+        with translated("publishing"):
+            return await self._helpers.run(
+                lambda: publishing.complete(self._layout, upload_id, ledger, epoch, stop), stop=stop.set
+            )
+
+    async def discard(self, upload_id: UploadId) -> None:
+        """See `Storage.discard`."""
+        with translated("discarding"):
+            segments = await self._helpers.run(lambda: self._layout.segments(upload_id))
+            await self.drop(upload_id, [key for key, _ in segments])
+
+    async def drop(self, upload_id: UploadId, keys: Sequence[str]) -> None:
+        """See `Storage.drop`. Raises ValueError: a key of another upload."""
+        if not all(key.startswith(f"{upload_id}.") for key in keys):
+            raise ValueError("a key of another upload")
+        for key in keys:
+            await self._unlink(self._layout.segment(key))
+
+    async def delete(self, key: str) -> None:
+        """See `Storage.delete`."""
+        await self._unlink(self._layout.file(key))
+
+    async def _unlink(self, path: Path) -> None:
+        with translated("removing"), suppress(FileNotFoundError):
+            await aiofiles.os.remove(path, executor=self._helpers.executor)
+
+    @asynccontextmanager
+    async def open_file(self, key: str) -> AsyncIterator[reading.DiskFile]:
+        """See `Storage.open_file`."""
+        async with reading.opened(self._layout, self._helpers, key) as file:
+            yield file

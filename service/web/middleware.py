@@ -1,0 +1,108 @@
+"""Around every request: its id, its line in the log, its numbers, and errors made presentable."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from service.metadata.base import MetadataError
+from service.protocol.dispatch import TUS_VERSION
+from service.protocol.problems import Problem, Refusal
+from service.receiving import storage_problem
+from service.storage.base import StorageError
+from service.web.context import CONTEXT
+from service.web.cors import Cors
+from service.web.replies import REQUEST_ID, respond_problem
+from service.web.uploads import UPLOAD_ID
+
+log = structlog.get_logger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+CORS: Final = web.AppKey("cors", Cors)
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+@web.middleware
+async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """One log line and one count for each request; the query, where tokens are, is never logged."""
+    context = request.app[CONTEXT]
+    given = request.headers.get("X-Request-ID", "")
+    request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    request[REQUEST_ID] = request_id
+    began = context.clock.monotonic()
+    with structlog.contextvars.bound_contextvars(request_id=request_id):
+        response = await handler(request)
+        if _unread(request):
+            # the next request would be taken for the rest of this body (A-03b)
+            response.force_close()
+        seconds = context.clock.monotonic() - began
+        route = _route(request)
+        context.metrics.http_request(route, request.method, response.status, seconds)
+        log.info(
+            "request_answered",
+            method=request.method,
+            route=route,
+            status=response.status,
+            seconds=round(seconds, 6),
+            **({"upload_id": request[UPLOAD_ID]} if UPLOAD_ID in request else {}),
+        )
+    return response
+
+
+@web.middleware
+async def present_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every failure is problem+json with a stable slug; a 5xx tells nothing of the inside."""
+    try:
+        request.app[CORS].check(request)
+        return await handler(request)
+    except Refusal as refusal:
+        problem = refusal.problem
+    except web.HTTPException as error:
+        problem = _of_router(error)
+    except StorageError as error:
+        log.warning("storage_failed", error=str(error))
+        problem = storage_problem(error)
+    except MetadataError as error:
+        log.warning("metadata_failed", error=str(error))
+        problem = Problem("storage-unavailable", "try again", (("Retry-After", "1"),), close=True)
+    except ConnectionError:
+        raise
+    except Exception:
+        log.exception("request_failed")
+        problem = Problem("internal", "the fault is ours; try again", close=True)
+    if problem.status >= 400:
+        log.info("request_refused", reason=problem.slug, detail=problem.detail)
+    return respond_problem(request, problem)
+
+
+async def decorate(request: web.Request, response: web.StreamResponse) -> None:
+    """Signal `on_response_prepare`: also reaches answers of the router itself (A-06)."""
+    request.app[CORS].decorate(request, response)
+    if request.path == "/files" or request.path.startswith("/files/"):
+        response.headers["Tus-Resumable"] = TUS_VERSION
+    request_id = request.get(REQUEST_ID)
+    if request_id is not None:
+        response.headers["X-Request-ID"] = request_id
+
+
+def _of_router(error: web.HTTPException) -> Problem:
+    if error.status == web.HTTPMethodNotAllowed.status_code:
+        allow = error.headers.get("Allow", "")
+        return Problem("method-not-allowed", f"this address serves {allow}", (("Allow", allow),), close=True)
+    if error.status == web.HTTPNotFound.status_code:
+        return Problem("not-found", "nothing is served at this address", close=True)
+    return Problem("bad-header", error.reason, status=error.status, close=True)
+
+
+def _unread(request: web.Request) -> bool:
+    return request.body_exists and not request.content.is_eof()
+
+
+def _route(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else "unknown"

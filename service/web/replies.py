@@ -1,0 +1,37 @@
+"""Replies become aiohttp responses; refusals become problem+json."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from aiohttp import web
+
+from service.protocol.intents import Reply
+from service.protocol.problems import Problem
+from service.protocol.tus import render_problem
+
+#: the request id, set by the outermost middleware
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+
+
+def respond(request: web.Request, reply: Reply) -> web.Response:
+    """The response; HEAD, 204 and 304 carry no body."""
+    headers = dict(reply.headers)
+    body: bytes | None = None
+    if reply.json is not None and request.method != "HEAD":
+        content = dict(reply.json)
+        problem = "type" in content and "detail" in content
+        if problem:
+            content["request_id"] = request.get(REQUEST_ID, "")
+        headers["Content-Type"] = "application/problem+json" if problem else "application/json"
+        body = json.dumps(content).encode()
+    response = web.Response(status=reply.status, reason=reply.reason, headers=headers, body=body)
+    if reply.close:
+        response.force_close()
+    return response
+
+
+def respond_problem(request: web.Request, problem: Problem) -> web.Response:
+    """The refusal as problem+json (contract, section 11)."""
+    return respond(request, render_problem(problem))

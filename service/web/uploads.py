@@ -1,0 +1,193 @@
+"""Handlers of `/files`: choose the dialect, parse, call the use-case, render.
+
+One route takes every method (T-043). Rules do not live here: an `if` about state belongs in
+`protocol/decide`, one about a header in a dialect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from service.model import Protocol, UploadId, parse_upload_id
+from service.protocol import put, tus
+from service.protocol.dispatch import (
+    check_tus_version,
+    effective_method,
+    has_tus,
+    protocol_of,
+    refuse_ietf,
+    version_refusal,
+)
+from service.protocol.intents import Created, Reply
+from service.protocol.problems import Refusal, refuse
+from service.web.context import CONTEXT
+from service.web.replies import respond
+
+log = structlog.get_logger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+#: `wait` of a status request is at most this (contract, section 3)
+_MOST_WAIT_SECONDS: Final = 20.0
+UPLOAD_ID: Final = web.RequestKey("upload_id", str)
+
+
+def token_of(request: web.Request) -> str | None:
+    """The token of `?sig=` or `Authorization: Bearer`."""
+    sig = request.query.get("sig")
+    if sig is not None:
+        return sig
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+def wait_of(request: web.Request) -> float:
+    """`?wait=` in seconds, 0 without it."""
+    text = request.query.get("wait", "0")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= _MOST_WAIT_SECONDS:
+        raise refuse("bad-header", f"wait must be a number of seconds from 0 to {_MOST_WAIT_SECONDS:.0f}")
+    return seconds
+
+
+# --- /files ---------------------------------------------------------------------------------
+
+
+async def endpoint(request: web.Request) -> web.StreamResponse:
+    """`/files`: creation, discovery, plain PUT, what a link made."""
+    return await _ENDPOINT[effective_method(request.method, request.headers, tuple(_ENDPOINT))](request)
+
+
+async def options(request: web.Request) -> web.StreamResponse:
+    """Discovery and CORS preflight; no token, `Tus-Resumable` ignored (T-010 to T-015)."""
+    return respond(request, tus.render_options(request.app[CONTEXT].discovery))
+
+
+async def create(request: web.Request) -> web.StreamResponse:
+    """`POST /files`: tus creation."""
+    _require_tus(request)
+    context = request.app[CONTEXT]
+    verified = context.gate.upload(token_of(request))
+    intent = tus.parse_create(request.headers)
+    async with context.bodies.open(request, intent.framing) as body:
+        outcome = await context.uploads.create(intent, verified, body)
+    return respond(request, tus.render_created(outcome, _location(request, outcome)))
+
+
+async def plain(request: web.Request) -> web.StreamResponse:
+    """`PUT /files` and `PUT /files/NAME`."""
+    context = request.app[CONTEXT]
+    verified = context.gate.upload(token_of(request))
+    intent = put.parse_put(request.headers, request.match_info.get("tail"))
+    async with context.bodies.open(request, intent.framing) as body:
+        outcome = await context.uploads.create(intent, verified, body)
+    return respond(request, put.render_put(outcome, _location(request, outcome)))
+
+
+async def made(request: web.Request) -> web.StreamResponse:
+    """`HEAD /files?sig=`: the upload that a single-use link made (T-02D)."""
+    if has_tus(request.headers):
+        check_tus_version(request.headers)
+    context = request.app[CONTEXT]
+    upload = await context.uploads.made_by(context.gate.upload(token_of(request)).terms)
+    if upload is None:
+        raise refuse("not-found", "the link has made no upload yet")
+    current = await context.uploads.inspect(upload.id)
+    head = tus.render_head(current)
+    location = context.origin.upload(request, current.id)
+    return respond(request, Reply(204, (("Location", location), *head.headers)))
+
+
+def _location(request: web.Request, outcome: Created) -> str:
+    request[UPLOAD_ID] = outcome.upload.id
+    return request.app[CONTEXT].origin.upload(request, outcome.upload.id)
+
+
+def _require_tus(request: web.Request) -> None:
+    """T-000a to T-000e, T-001, T-003."""
+    protocol = protocol_of(request.headers)
+    if protocol is Protocol.IETF:
+        raise refuse_ietf(request.headers)
+    if protocol is None:
+        raise version_refusal()
+    check_tus_version(request.headers)
+
+
+# --- /files/u_... ---------------------------------------------------------------------------
+
+
+async def upload(request: web.Request) -> web.StreamResponse:
+    """`/files/u_...`: the upload itself. The address is the capability; a token is not looked at."""
+    upload_id = parse_upload_id(request.match_info["tail"])
+    if upload_id is None:
+        if request.method == "PUT":
+            return await plain(request)
+        raise refuse("not-found", "no such upload", close=True)
+    request[UPLOAD_ID] = upload_id
+    method = effective_method(request.method, request.headers, ("OPTIONS", *_UPLOAD))
+    return await options(request) if method == "OPTIONS" else await _UPLOAD[method](request, upload_id)
+
+
+async def head(request: web.Request, upload_id: UploadId) -> web.StreamResponse:
+    """`HEAD`: 200, or 423 for any trouble with a live upload: clients start over on anything else (T-028)."""
+    _require_tus_version(request)
+    try:
+        found = await request.app[CONTEXT].uploads.inspect(upload_id)
+    except Refusal:
+        raise
+    except Exception:
+        log.exception("head_failed", upload_id=upload_id)
+        raise refuse("locked", "the state is not to be had now; ask again", retry_after=1) from None
+    return respond(request, tus.render_head(found))
+
+
+async def status(request: web.Request, upload_id: UploadId) -> web.StreamResponse:
+    """`GET`: the status as JSON, whatever the protocol (T-02B)."""
+    if has_tus(request.headers):
+        check_tus_version(request.headers)
+    found = await request.app[CONTEXT].uploads.status(upload_id, wait_of(request))
+    return respond(request, tus.render_status(found))
+
+
+async def append(request: web.Request, upload_id: UploadId) -> web.StreamResponse:
+    """`PATCH`: the body at the offset."""
+    context = request.app[CONTEXT]
+    if protocol_of(request.headers) is Protocol.IETF:
+        await context.uploads.status(upload_id)
+        raise refuse("bad-header", "the upload was made with tus; continue with tus", close=True)
+    _require_tus(request)
+    intent = tus.parse_append(request.headers, upload_id)
+    async with context.bodies.open(request, intent.framing) as body:
+        outcome = await context.uploads.append(intent, body)
+    return respond(request, tus.render_appended(outcome))
+
+
+async def terminate(request: web.Request, upload_id: UploadId) -> web.StreamResponse:
+    """`DELETE`: the upload is gone (tus 1.0.0, Termination)."""
+    _require_tus_version(request)
+    await request.app[CONTEXT].uploads.terminate(upload_id)
+    return respond(request, tus.render_terminated())
+
+
+def _require_tus_version(request: web.Request) -> None:
+    """Every upload served here was made with tus or PUT: `Tus-Resumable` is a must (T-000c)."""
+    if not has_tus(request.headers):
+        raise version_refusal()
+    check_tus_version(request.headers)
+
+
+_ENDPOINT: Final[dict[str, Handler]] = {"OPTIONS": options, "POST": create, "HEAD": made, "PUT": plain}
+_UPLOAD: Final[dict[str, Callable[[web.Request, UploadId], Awaitable[web.StreamResponse]]]] = {
+    "HEAD": head,
+    "GET": status,
+    "PATCH": append,
+    "DELETE": terminate,
+}

@@ -1,0 +1,56 @@
+"""What every test runs under: a blocking-call detector, Hypothesis profiles, missing components."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import pytest
+from blockbuster import blockbuster_ctx
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", settings.get_profile("default"), max_examples=20)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+#: how to tell that a component is there
+COMPONENTS: Final[dict[str, Callable[[], bool]]] = {
+    "node": lambda: shutil.which("node") is not None,
+    "nginx": lambda: shutil.which("nginx") is not None,
+}
+
+
+def require(component: str, *, why: str = "") -> None:
+    """The test goes on with the component, is skipped without it, or fails where it must be there.
+
+    `ATTACHD_TEST_REQUIRE` lists, comma separated, what must be there.
+
+    Args:
+        component: a name of COMPONENTS.
+        why: what is missing, if the caller found so itself; empty: look for the component.
+    """
+    if not why and not COMPONENTS[component]():
+        why = "it is not on this machine"
+    if not why:
+        return
+    if component in os.environ.get("ATTACHD_TEST_REQUIRE", "").split(","):
+        pytest.fail(f"{component} is required by ATTACHD_TEST_REQUIRE: {why}", pytrace=False)
+    pytest.skip(f"needs {component}: {why}")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_blocks_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A call from `service` that blocks a running event loop raises BlockingError (lesson D6).
+
+    On in async tests, and in web tests, whose server may run in a thread of its own. Elsewhere no
+    loop runs, and the detector would only add itself to the causes of errors.
+    """
+    looked_at = inspect.iscoroutinefunction(request.function) or "web" in request.path.parts
+    if not looked_at or request.node.get_closest_marker("blocking"):
+        yield
+        return
+    with blockbuster_ctx("service"):
+        yield

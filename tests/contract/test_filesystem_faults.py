@@ -1,0 +1,446 @@
+"""The disk adapter on a disk that is full, broken, gone, or cut off by a crash at any system call."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from service.clock import new_upload_id
+from service.storage.base import (
+    Receipt,
+    StorageError,
+    StorageFull,
+    StorageStale,
+    StorageUnavailable,
+)
+from service.storage.filesystem import FilesystemStorage, layout
+from tests.contract.disk import Calls, Crash, make, segments, several, single
+from tests.contract.storage import (
+    appended,
+    committed,
+    content,
+    unfinished,
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+async def storage(root: Path) -> AsyncIterator[FilesystemStorage]:
+    storage = await make(root)
+    yield storage
+    await storage.close()
+
+
+# full disk, lost disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A volume of 1 MiB."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    mount = shutil.which("mount")
+    if (
+        mount is None
+        or subprocess.run(
+            [mount, "-t", "tmpfs", "-o", "size=1m", "none", volume], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("mounting a small volume needs rights that this user has not")
+    yield volume
+    subprocess.run(["umount", "-l", volume], check=True)
+
+
+async def test_d5_a_full_disk_keeps_what_was_held_and_goes_on(small_disk: Path) -> None:
+    """D5: Disk full is StorageFull, the held bytes stay readable, and space given back lets it go on."""
+    storage = await make(small_disk)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(600_000))
+    upload_id, data = new_upload_id(), os.urandom(800_000)
+    ledger = await appended(storage, upload_id, (), data[:100_000])
+    async with storage.append(upload_id, ledger, epoch=2) as writer:
+        with pytest.raises(StorageFull):
+            await writer.write(memoryview(data)[100_000:])
+        receipt = await writer.held()
+    ledger = committed(ledger, receipt)
+
+    assert 100_000 < receipt.offset < len(data)
+    assert await unfinished(storage, ledger) == data[: receipt.offset]
+    with pytest.raises(StorageFull):
+        await storage.probe()
+    ballast.unlink()
+    await storage.probe()
+    ledger = await appended(storage, upload_id, ledger, data[receipt.offset :], epoch=3)
+    stored = await storage.complete(upload_id, ledger, epoch=3)
+    assert await content(storage, stored) == data
+    await storage.close()
+
+
+async def test_d5_a_join_that_does_not_fit_gives_its_space_back(small_disk: Path) -> None:
+    """D5: A concatenation on a full disk is StorageFull, leaves nothing, and works once there is space."""
+    storage = await make(small_disk)
+    source = new_upload_id()
+    ledger = await appended(storage, source, (), bytes(400_000))
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(400_000))
+    upload_id = new_upload_id()
+    with pytest.raises(StorageFull):
+        await storage.concatenate(upload_id, [ledger], epoch=1)
+
+    assert [path.name for path in segments(small_disk)] == [ledger[0].key]
+    ballast.unlink()
+    receipt = await storage.concatenate(upload_id, [ledger], epoch=2)
+    assert receipt.offset == 400_000
+    await storage.close()
+
+
+async def test_d5_a_finish_that_does_not_fit_gives_its_space_back(small_disk: Path) -> None:
+    """D5: Finishing several segments on a full disk is StorageFull, keeps them, and works once there is space."""
+    storage = await make(small_disk)
+    upload_id, data = new_upload_id(), os.urandom(600_000)
+    ledger = await appended(storage, upload_id, (), data[:200_000])
+    await uncommitted(storage, upload_id, ledger, b"WRONG", epoch=2)
+    ledger = await appended(storage, upload_id, ledger, data[200_000:], epoch=3)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(300_000))
+    with pytest.raises(StorageFull):
+        await storage.complete(upload_id, ledger, epoch=4)
+
+    assert [path.stat().st_size for path in segments(small_disk)] == [200_000, 400_000]
+    ballast.unlink()
+    stored = await storage.complete(upload_id, ledger, epoch=5)
+    assert await content(storage, stored) == data
+    await storage.close()
+
+
+def test_d5_a_limit_on_file_size_is_storage_full(root: Path) -> None:
+    """D5: Where the system refuses to let a file grow, what it took counts as held and is readable."""
+    script = """
+        import asyncio, resource, sys
+        from pathlib import Path
+        from service.clock import new_upload_id
+        from service.storage.base import StorageFull
+        from service.storage.filesystem import FilesystemStorage
+
+        async def main():
+            storage = FilesystemStorage(Path(sys.argv[1]), durability="complete")
+            await storage.open()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, 65_536))
+            async with storage.append(new_upload_id(), (), epoch=1) as writer:
+                await writer.write(memoryview(b"a" * 60_000))
+                try:
+                    await writer.write(memoryview(b"b" * 60_000))
+                except StorageFull:
+                    receipt = await writer.held()
+            pieces = [piece async for piece in storage.read_upload(receipt.parts, 0, receipt.offset)]
+            await storage.close()
+            print(receipt.offset, b"".join(pieces) == b"a" * 60_000 + b"b" * 5_536)
+
+        asyncio.run(main())
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), root], capture_output=True, text=True, check=False, timeout=60
+    )
+
+    assert (ran.stdout.split(), ran.stderr) == (["65536", "True"], "")
+
+
+async def test_a_writer_that_failed_takes_no_more(storage: FilesystemStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an error the observer would see bytes twice: the next write is refused, held stays true."""
+    fakes = Calls()
+    fakes.fail_at("pwrite", 2, OSError(errno.EIO, "broken"))
+    fakes.install(monkeypatch)
+    async with storage.append(new_upload_id(), (), epoch=1) as writer:
+        await writer.write(memoryview(b"abc"))
+        with pytest.raises(StorageUnavailable):
+            await writer.write(memoryview(b"def"))
+        with pytest.raises(StorageUnavailable, match="append anew"):
+            await writer.write(memoryview(b"def"))
+
+        assert (await writer.held()).offset == 3
+
+
+async def test_a_failed_sync_is_never_forgotten(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under `always` no receipt follows a sync that failed, even if the next one would succeed."""
+    storage = await make(root, "always")
+    fakes = Calls()
+    fakes.fail_at("fdatasync", 1, OSError(errno.EIO, "broken"))
+    fakes.install(monkeypatch)
+    async with storage.append(new_upload_id(), (), epoch=1) as writer:
+        await writer.write(memoryview(b"abc"))
+        for _ in range(2):
+            with pytest.raises(StorageUnavailable):
+                await writer.held()
+    await storage.close()
+
+
+async def test_a_disk_that_vanished_is_worth_a_retry(storage: FilesystemStorage, root: Path) -> None:
+    """An unmounted disk is never taken for lost bytes, and nothing grows in its place."""
+    upload_id = new_upload_id()
+    ledger = await appended(storage, upload_id, (), b"abc")
+    stored = await storage.complete(done := new_upload_id(), await appended(storage, done, (), b"x"), epoch=1)
+    away = root.rename(root.with_name("away"))
+    new = new_upload_id()
+    calls: list[Callable[[], Any]] = [
+        lambda: appended(storage, upload_id, ledger, b"def", epoch=2),
+        lambda: appended(storage, new, (), b"def"),
+        lambda: unfinished(storage, ledger),
+        lambda: storage.complete(upload_id, ledger, epoch=2),
+        lambda: storage.concatenate(new, [ledger], epoch=1),
+        lambda: content(storage, stored),
+        storage.probe,
+    ]
+    for call in calls:
+        with pytest.raises(StorageUnavailable):
+            await call()
+    assert not root.exists()
+    away.rename(root)
+
+    assert await unfinished(storage, await appended(storage, upload_id, ledger, b"def", epoch=2)) == b"abcdef"
+
+
+async def test_a_root_that_cannot_be_used_stops_the_start_in_words(tmp_path: Path) -> None:
+    """The error at the start names the directory and what the system said."""
+    (tmp_path / "file").write_text("")
+    storage = FilesystemStorage(tmp_path / "file" / "store", durability="complete")
+
+    with pytest.raises(StorageError, match=r"storage directory .*file/store cannot be used: .*Not a directory"):
+        await storage.open()
+    await storage.close()
+
+
+def test_an_unknown_durability_is_refused(tmp_path: Path) -> None:
+    """A misspelt durability is an error, not the weakest one."""
+    with pytest.raises(ValueError, match="sometimes"):
+        FilesystemStorage(tmp_path, durability="sometimes")
+
+
+async def test_descriptors_come_back(storage: FilesystemStorage) -> None:
+    """D6: Uploads cut, cancelled, failed and finished leave no descriptor open."""
+    await storage.free_bytes()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        upload_id = new_upload_id()
+        ledger = await appended(storage, upload_id, (), b"abc")
+        writing = asyncio.ensure_future(appended(storage, upload_id, ledger, b"def", epoch=2))
+        await asyncio.sleep(0)
+        writing.cancel()
+        await asyncio.wait({writing})
+        stored = await storage.complete(upload_id, ledger, epoch=3)
+        await content(storage, stored)
+        with pytest.raises(StorageStale):
+            await appended(storage, upload_id, ledger, b"def", epoch=2)
+
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("prepare", [single, several])
+@pytest.mark.parametrize("stale", [False, True], ids=["alone", "with a stale writer"])
+async def test_complete_survives_a_crash_at_every_system_call(root: Path, prepare: Any, stale: bool) -> None:
+    """O6: Whatever call a crash cuts `complete` at, a new instance completes it with the right bytes."""
+    calls = 0
+    while True:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            storage = await make(root)
+            upload_id = new_upload_id()
+            ledger = await prepare(storage, upload_id)
+            lock = None
+            if stale:
+                lock = os.open(root / "uploads" / ledger[0].key[2:4] / ledger[0].key, os.O_RDWR)
+                layout.lock(lock)
+            fakes = Calls(crash_at=calls)
+            fakes.install(monkeypatch)
+            crashed = False
+            try:
+                await storage.complete(upload_id, ledger, epoch=4)
+            except Crash:
+                crashed = True
+            await storage.close()
+            if lock is not None:
+                os.close(lock)
+        again = await make(root)
+        stored = await again.complete(upload_id, ledger, epoch=5)
+        assert await content(again, stored) == b"abcdefghi", f"crash at call {calls}: {fakes.seen[-1:]}"
+        assert segments(root) == [], f"crash at call {calls}"
+        await again.close()
+        if not crashed:
+            break
+        calls += 1
+
+    assert calls > 10
+
+
+async def test_append_survives_a_crash_at_every_system_call(root: Path) -> None:
+    """Acknowledged is kept: whatever call a crash cuts an append at, the committed bytes stay and it goes on."""
+    calls = 0
+    while True:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            storage = await make(root, "always")
+            upload_id = new_upload_id()
+            ledger = await appended(storage, upload_id, (), b"abc")
+            fakes = Calls(crash_at=calls)
+            fakes.install(monkeypatch)
+            crashed = False
+            try:
+                async with storage.append(upload_id, ledger, epoch=2) as writer:
+                    await writer.write(memoryview(b"de"))
+                    ledger = committed(ledger, await writer.held())
+                    await writer.write(memoryview(b"f"))
+                    ledger = committed(ledger, await writer.flush(last=True))
+            except Crash:
+                crashed = True
+            await storage.close()
+        again = await make(root, "always")
+        kept = await unfinished(again, ledger)
+        assert kept == b"abcdef"[: len(kept)]
+        ledger = await appended(again, upload_id, ledger, b"abcdef"[len(kept) :], b"!", epoch=3)
+        stored = await again.complete(upload_id, ledger, epoch=3)
+        assert await content(again, stored) == b"abcdef!", f"crash at call {calls}"
+        await again.close()
+        if not crashed:
+            break
+        calls += 1
+
+    assert calls > 5
+
+
+async def test_c5_concatenate_survives_a_crash_at_every_system_call(root: Path) -> None:
+    """C5: Whatever call a crash cuts it at, joined again it is right, and leftovers do not add up."""
+    storage = await make(root)
+    ledger = await several(storage, source := new_upload_id())
+    sources = segments(root)
+    calls = 0
+    while True:
+        upload_id = new_upload_id()
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            fakes = Calls(crash_at=calls)
+            fakes.install(monkeypatch)
+            crashed = False
+            try:
+                await storage.concatenate(upload_id, [ledger, ledger], epoch=1)
+            except Crash:
+                crashed = True
+        receipt: Receipt = await storage.concatenate(upload_id, [ledger, ledger], epoch=2)
+        assert await unfinished(storage, receipt.parts) == b"abcdefghi" * 2, f"crash at call {calls}"
+        await storage.drop(upload_id, receipt.drop)
+        assert [path.name for path in segments(root) if path not in sources] == [receipt.parts[0].key]
+        await storage.discard(upload_id)
+        if not crashed:
+            break
+        calls += 1
+
+    assert calls > 10
+    assert await unfinished(storage, ledger) == b"abcdefghi"
+    await storage.discard(source)
+    await storage.close()
+
+
+@pytest.mark.parametrize("who", [appender, publishing], ids=["a writer", "a finisher"])
+async def test_whoever_opened_a_segment_before_it_was_published_leaves_the_file_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch, who: ModuleType
+) -> None:
+    """L2: A segment that becomes the file between being opened and being locked is not written to."""
+    storage = await make(root)
+    upload_id = new_upload_id()
+    ledger = await appended(storage, upload_id, (), b"abc")
+    there = layout.Layout(root, layout.Durability.COMPLETE)
+
+    def overtaken(fd: int) -> bool:
+        monkeypatch.undo()
+        publishing.complete(there, upload_id, ledger, 3, threading.Event())
+        return layout.lock(fd)
+
+    monkeypatch.setattr(who, "lock", overtaken)
+    if who is appender:
+        with pytest.raises(StorageStale):
+            await appended(storage, upload_id, ledger, b"WRONG", epoch=2)
+    else:
+        assert (await storage.complete(upload_id, ledger, epoch=2)).size == 3
+
+    assert await content(storage, Stored(upload_id, 3)) == b"abc"
+    assert segments(root) == []
+    await storage.close()
+
+
+def last_of(seen: list[tuple[str, str]], *wanted: tuple[str, str]) -> int:
+    """Where the last such call is."""
+    return max(index for index, call in enumerate(seen) if call in wanted)
+
+
+@pytest.mark.parametrize("prepare", [single, several])
+@pytest.mark.parametrize("durability", ["complete", "always"])
+async def test_o6_a_file_is_synced_before_its_name_and_its_name_before_the_answer(
+    root: Path, monkeypatch: pytest.MonkeyPatch, prepare: Any, durability: str
+) -> None:
+    """O6: Data is synced after its last change and before the rename, both directories after it."""
+    storage = await make(root, durability)
+    upload_id = new_upload_id()
+    ledger = await prepare(storage, upload_id)
+    fakes = Calls()
+    fakes.install(monkeypatch)
+    await storage.complete(upload_id, ledger, epoch=4)
+    await storage.close()
+
+    segment = str(root / "uploads" / upload_id[2:4] / ledger[0].key)
+    renamed = last_of(fakes.seen, ("rename", segment))
+    synced = last_of(fakes.seen, ("fsync", segment))
+    changes = [index for index, (name, path) in enumerate(fakes.seen) if path == segment and name == "ftruncate"]
+    assert all(index < synced < renamed for index in changes)
+    for directory in ("uploads", "files"):
+        assert last_of(fakes.seen, ("fsync", str(root / directory / upload_id[2:4]))) > renamed
+    removed = [index for index, (name, _) in enumerate(fakes.seen) if name == "unlink"]
+    assert all(last_of(fakes.seen, ("fsync", str(root / "files" / upload_id[2:4]))) < index for index in removed)
+
+
+async def test_o6_a_receipt_follows_the_sync_of_bytes_and_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """O6: Under `always` a receipt comes after its bytes, and a new segment's name, were synced."""
+    storage = await make(root, "always")
+    fakes = Calls()
+    fakes.install(monkeypatch)
+    upload_id = new_upload_id()
+    async with storage.append(upload_id, (), epoch=1) as writer:
+        await writer.write(memoryview(b"abc"))
+        receipt = await writer.held()
+        seen = list(fakes.seen)
+    await storage.close()
+
+    shard = root / "uploads" / upload_id[2:4]
+    segment = str(shard / receipt.parts[0].key)
+    assert last_of(seen, ("fdatasync", segment)) > last_of(seen, ("pwrite", segment))
+    assert ("fsync", str(shard)) in seen
+    assert ("fsync", str(root / "uploads")) in seen
+
+
+@pytest.mark.parametrize(("durability", "synced"), [("none", set()), ("complete", {"uploads"})])
+async def test_appending_syncs_no_bytes_unless_asked(
+    root: Path, monkeypatch: pytest.MonkeyPatch, durability: str, synced: set[str]
+) -> None:
+    """Under `none` nothing is synced; under `complete` an append syncs at most the name of its directory."""
+    storage = await make(root, durability)
+    fakes = Calls()
+    fakes.install(monkeypatch)
+    upload_id = new_upload_id()
+    ledger = await appended(storage, upload_id, (), b"abc", last=True)
+    appending = {Path(path).name for name, path in fakes.seen if "sync" in name}
+    if durability == "none":
+        await storage.complete(upload_id, ledger, epoch=1)
+        appending = {path for name, path in fakes.seen if "sync" in name}
+    await storage.close()
+
+    assert appending == synced
