@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 #: the only field in which an upload's id may stand
 ID_FIELD: Final = "upload_id"
 
-_SIG: Final = re.compile(r"(?i)\b(sig(?:=|%3d|['\"]?:\s*['\"]?))[^&\s\"'<>]+")
+#: where a word may begin: not inside another, but also behind a percent-encoded byte
+_START: Final = r"(?:(?<![A-Za-z0-9_])|(?<=%[0-9A-Fa-f][0-9A-Fa-f]))"
+_SIG: Final = re.compile(rf"(?i){_START}(sig(?:=|%3d|['\"]?:\s*['\"]?))[^&\s\"'<>]+")
 _BEARER: Final = re.compile(r"(?i)\b(bearer)(\s+|%20)[^\s\"'<>,;]+")
 #: a compact JWS begins with `{"` or `{` and white space, in base64
-_JWT: Final = re.compile(r"\be[yw][A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*")
+_JWT: Final = re.compile(rf"{_START}e[yw][A-Za-z0-9_-]{{6,}}\.[A-Za-z0-9_-]{{4,}}\.[A-Za-z0-9_-]*")
 _UPLOAD_ID: Final = re.compile(r"u_[a-z2-7]{26}")
 
 _QUIET: Final = {"aiohttp.access": logging.CRITICAL, "sqlalchemy": logging.WARNING, "alembic": logging.WARNING}

@@ -73,7 +73,7 @@ class Service:
     public: Address
     operations: Address
     _runner: web.AppRunner
-    _servers: list[asyncio.Server]
+    _server: asyncio.Server
 
     async def stop(self) -> None:
         """Contract, section 12: transfers in are committed and cut off, downloads may run on for `grace`.
@@ -87,8 +87,7 @@ class Service:
         deadline = asyncio.get_running_loop().time() + self.settings.grace
         while self.bodies.downloads and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)
-        for server in self._servers:
-            server.close()
+        self._server.close()
         # connections that only idle are closed at once, a request under way has a moment left
         await self._runner.cleanup()
 
@@ -105,7 +104,7 @@ async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterat
     metrics = Metrics(__version__)
     async with contextlib.AsyncExitStack() as stack:
         keys = await _keys(settings)
-        metadata = SqlMetadata(settings.database_url, durability=settings.durability)
+        metadata = await asyncio.to_thread(SqlMetadata, settings.database_url, durability=settings.durability)
         stack.push_async_callback(metadata.close)
         if settings.database is None:
             await asyncio.to_thread(migrate, settings.database_url)
@@ -162,14 +161,17 @@ async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterat
             task = asyncio.create_task(work)
             stack.push_async_callback(_ended, task)
         runner, server, public = await _listen(make_app(context, Cors(settings.cors_origins)), settings.listen)
+        stack.push_async_callback(uploads.drain)
         stack.push_async_callback(runner.cleanup)
+        stack.callback(server.close)
         ops = make_ops_app(
             metrics, {"storage": storage.probe, "database": metadata.probe}, lambda: bodies.draining
         )
-        ops_runner, _, operations = await _listen(ops, settings.ops_listen)
+        ops_runner, ops_server, operations = await _listen(ops, settings.ops_listen)
         stack.push_async_callback(ops_runner.cleanup)
+        stack.callback(ops_server.close)
         yield Service(
-            context, janitor, bodies, uploads, metrics, settings, public, operations, runner, [server]
+            context, janitor, bodies, uploads, metrics, settings, public, operations, runner, server
         )
 
 

@@ -106,7 +106,7 @@ def _number(value: object, parse: Callable[[str], int], low: float, high: float,
 
 def _text(value: object, right: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(right)  # noqa: TRY004 - pydantic takes ValueError for a wrong value
+        raise ValueError(right)
     return value
 
 
@@ -128,7 +128,9 @@ def size(low: int, high: int) -> _Kind:
 def rate(low: int, high: int) -> _Kind:
     """A number of bytes per second, `1KiB/s`."""
     right = f"a rate from {_written_size(low)}/s to {_written_size(high)}/s, such as 1KiB/s"
-    return _Kind(lambda value: _number(value, parse_rate, low, high, right), lambda number: _written_size(number) + "/s")
+    return _Kind(
+        lambda value: _number(value, parse_rate, low, high, right), lambda number: _written_size(number) + "/s"
+    )
 
 
 def duration(low: float, high: float) -> _Kind:

@@ -252,7 +252,7 @@ def _service_link(variable: str, value: str) -> bool:
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    near = get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    near = get_close_matches(name.upper() if known[0].isupper() else name, known, n=1, cutoff=0.0)[0]
     return f"{name}: no such setting; the nearest is {near}"
 
 

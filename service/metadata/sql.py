@@ -49,8 +49,8 @@ class SqlMetadata:
         self._url = parse_url(url)
         self._durability = durability
         self._busy_seconds = busy_seconds
-        self._writer = Worker(self._engine(writes=True), "metadata-writes", writes=True)
-        self._reader = Worker(self._engine(writes=False), "metadata-reads", writes=False)
+        self._writer = Worker(partial(self._engine, writes=True), "metadata-writes", writes=True)
+        self._reader = Worker(partial(self._engine, writes=False), "metadata-reads", writes=False)
 
     def __repr__(self) -> str:
         return f"<SqlMetadata {self._url.render_as_string(hide_password=True)} {self._durability}>"

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from service.metadata.base import Conflict, MetadataError, MetadataUnavailable
 
@@ -66,9 +66,11 @@ def unavailable(error: BaseException) -> MetadataUnavailable:
 class Worker:
     """Runs work on a thread with one connection, in groups. Started and stopped by its owner."""
 
-    def __init__(self, engine: Engine, name: str, *, writes: bool) -> None:
-        self._engine = engine
-        self._driver: Any = engine.dialect.loaded_dbapi
+    def __init__(self, make_engine: Callable[[], Engine], name: str, *, writes: bool) -> None:
+        """`make_engine` is called on the thread: it imports a driver and looks at paths."""
+        self._make_engine = make_engine
+        self._driver_errors: tuple[type[Exception], ...] = (DBAPIError,)
+        self._integrity_errors: tuple[type[Exception], ...] = ()
         self._name = name
         self._writes = writes
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -84,13 +86,12 @@ class Worker:
         self._thread.start()
 
     async def stop(self) -> None:
-        """What was queued before is done, the connection is closed, the thread has ended."""
-        thread, self._thread = self._thread, None
-        if thread is None:
+        """What was queued before is done, and the connection is closed."""
+        if self._thread is None:
             return
+        self._thread = None
         self._queue.put(None)
         await self._stopped.wait()
-        thread.join()
 
     async def run(self, work: Callable[[Connection], T], *, durable: bool = False) -> T:
         """What work returned, committed. `durable`: also against a crash of the machine."""
@@ -137,9 +138,7 @@ class Worker:
             return self._failed(jobs, error)
 
     def _transaction(self, jobs: list[_Job], *, savepoints: bool) -> list[_Outcome]:
-        if self._connection is None:
-            self._connection = self._engine.connect()
-        connection = self._connection
+        connection = self._connection or self._connect()
         connection.info["durable"] = any(job.durable for job in jobs)
         outcomes = []
         with connection.begin() as transaction:
@@ -159,16 +158,23 @@ class Worker:
                 outcomes.append(outcome)
         return outcomes
 
+    def _connect(self) -> Connection:
+        engine = self._make_engine()
+        driver: Any = engine.dialect.loaded_dbapi
+        self._driver_errors = (DBAPIError, driver.Error)
+        self._integrity_errors = (IntegrityError, driver.IntegrityError)
+        self._connection = engine.connect()
+        return self._connection
+
     def _attempt(self, connection: Connection, job: _Job) -> _Outcome:
         try:
             return _Outcome(job.future, job.work(connection))
-        except (DBAPIError, self._driver.Error) as error:
-            cause = error.orig if isinstance(error, DBAPIError) else error
-            if not isinstance(cause, self._driver.IntegrityError):
-                raise _WorkBroke from error
+        except self._integrity_errors as error:
             conflict = Conflict("another change was there first")
             conflict.__cause__ = error
             return _Outcome(job.future, error=conflict)
+        except self._driver_errors as error:
+            raise _WorkBroke from error
         except Exception as error:  # noqa: BLE001 - an answer for this caller alone
             return _Outcome(job.future, error=error)
 
@@ -177,7 +183,7 @@ class Worker:
         outcomes = []
         for job in jobs:
             error: MetadataError
-            if isinstance(cause, (DBAPIError, self._driver.Error)):
+            if isinstance(cause, self._driver_errors):
                 error = unavailable(cause)
             else:
                 error = MetadataError("the metadata store failed")

@@ -18,6 +18,8 @@ REQUEST_ID: Final = web.RequestKey("request_id", str)
 def respond(request: web.Request, reply: Reply) -> web.Response:
     """The response; HEAD, 204 and 304 carry no body."""
     headers = dict(reply.headers)
+    if reply.status == web.HTTPUnauthorized.status_code:
+        headers["WWW-Authenticate"] = "Bearer"
     body: bytes | None = None
     if reply.json is not None and request.method != "HEAD":
         content = dict(reply.json)

@@ -12,7 +12,7 @@ import pytest
 
 from service.model import UploadId
 from service.storage.filesystem import FilesystemStorage, appender, copying, layout, publishing
-from tests.contract.storage import (
+from tests.contract.storage_values import (
     Ledger,
     appended,
     uncommitted,

@@ -24,9 +24,9 @@ from service.storage.base import (
 )
 from service.storage.filesystem import FilesystemStorage, copying
 from tests.contract.disk import make, segments, several
-from tests.contract.storage import (
+from tests.contract.storage import StorageContract
+from tests.contract.storage_values import (
     Ledger,
-    StorageContract,
     appended,
     committed,
     content,

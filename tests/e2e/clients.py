@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import json
 import subprocess
 import sys
 import urllib.request
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import aiotus
 from tusclient.client import TusClient
+from tusclient.exceptions import TusCommunicationError
 from tusclient.storage.filestorage import FileStorage
 
 from tests.conftest import require
@@ -96,16 +99,38 @@ async def tus_js(source: Path, link: str, **options: Any) -> NodeRun:
     return await run_node("upload.mjs", {"file": str(source), "endpoint": link} | defaults | options)
 
 
+class ClientFailed(Exception):
+    """A stock client gave up; its own words."""
+
+
 async def tuspy(source: Path, link: str, *, store: Path | None = None, **options: Any) -> str:
-    """tuspy sends the file to the link; the upload's address. `store` remembers it for another call."""
+    """tuspy sends the file to the link; the upload's address. `store` remembers it for another call.
+
+    Raises:
+        ClientFailed: tuspy raised.
+    """
 
     def send() -> str:
         remembered = {"store_url": True, "url_storage": FileStorage(str(store))} if store else {}
-        uploader = TusClient(link).uploader(str(source), metadata={"filename": source.name}, **remembered, **options)
-        uploader.upload()
+        try:
+            uploader = TusClient(link).uploader(
+                str(source), metadata={"filename": source.name}, **remembered, **options
+            )
+            uploader.upload()
+        except TusCommunicationError as error:
+            raise ClientFailed(str(error)) from None
         return str(uploader.url)
 
-    return await asyncio.to_thread(send)
+    def send_and_clean_up() -> str:
+        # tuspy opens the file for each request and leaves closing it to the garbage collector.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            try:
+                return send()
+            finally:
+                gc.collect()
+
+    return await asyncio.to_thread(send_and_clean_up)
 
 
 async def aiotus_upload(source: Path, link: str, **options: Any) -> str:

@@ -21,6 +21,7 @@ import pytest
 from service.protocol.problems import KINDS
 from tests.e2e.clients import (
     NODE,
+    ClientFailed,
     aiotus_upload,
     need_node,
     put_command,
@@ -135,7 +136,7 @@ async def test_tuspy_resumes_from_its_store(service: ServiceProcess, big: Path, 
     store = tmp_path / "urls.json"
     async with FaultyProxy(service.address, default=Plan(cut_up=10 * MIB)) as proxy:
         link = service.mint_upload(base=proxy.url)
-        with pytest.raises(Exception, match="Connection|aborted"):
+        with pytest.raises(ClientFailed):
             await tuspy(big, link, store=store)
         url = await tuspy(big, link, store=store, retries=5, retry_delay=0)
         assert proxy.requests(rb"POST ") == 1
@@ -153,7 +154,11 @@ async def test_r3_tuspy_retries(service: ServiceProcess, small: Path, status: in
 
 # aiotus
 
+#: aiohttp's client says so of the chunks that aiotus hands it
+LARGE_BODY = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 
+
+@LARGE_BODY
 async def test_aiotus_uploads(service: ServiceProcess, big: Path) -> None:
     """aiotus sends a file in its own chunks and reads its metadata back."""
     url = await aiotus_upload(big, service.mint_upload())
@@ -161,6 +166,7 @@ async def test_aiotus_uploads(service: ServiceProcess, big: Path) -> None:
     await assert_arrived(service, url, big)
 
 
+@LARGE_BODY
 async def test_aiotus_resumes_after_cuts(service: ServiceProcess, big: Path) -> None:
     """aiotus gets through a line that is cut after every 7 MiB, without a second creation."""
     config = aiotus.RetryConfiguration(retry_attempts=20, max_retry_period_seconds=0.05)
@@ -171,6 +177,7 @@ async def test_aiotus_resumes_after_cuts(service: ServiceProcess, big: Path) -> 
     await assert_arrived(service, url, big)
 
 
+@LARGE_BODY
 async def test_aiotus_concatenates(service: ServiceProcess, tmp_path: Path) -> None:
     """aiotus sends three files as partials of one single-use link, and the final is all of them in order."""
     pieces = [os.urandom(size) for size in (3 * MIB, 1, 5 * MIB + 7)]

@@ -89,7 +89,7 @@ THIRD_PARTIES: Final = {
     "tusclient": ("service.commands.put",),
     "urllib3": ("service.commands",),
     "uvloop": ("service.commands.serve", "service.runtime"),
-    "xxhash": ("service.hashing", "service.commands.get"),
+    "xxhash": ("service.hashing", "service.commands"),
 }
 IMPURE: Final = frozenset({
     "asyncio", "fcntl", "logging", "os", "random", "secrets", "shutil", "socket", "structlog", "subprocess", "sys",

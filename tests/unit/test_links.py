@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import itertools
 import json
 import warnings
 from typing import Any
@@ -402,6 +403,7 @@ HEADER, PAYLOAD, SIGNATURE = GOOD.split(".")
         "\ud800.a.a",
         "\x00",
     ],
+    ids=itertools.count(),
 )
 def test_a_malformed_token_is_refused(text: str) -> None:
     """What is no compact JWS with a JSON object in it is `bad-link`."""
@@ -523,6 +525,7 @@ def test_refusals_tell_the_key_only_when_it_is_ours() -> None:
         sign({**CLAIMS["upload"], "canary": 1}, key=MAIL),
         *(token("upload", **{claim: "canary"}) for claim in ("iss", "aud", "scope", "jti", "max", "fid", "meta")),
     ],
+    ids=itertools.count(),
 )
 def test_a_refusal_never_echoes_the_token(text: str) -> None:
     """No text of a refusal has anything in it that the token says."""

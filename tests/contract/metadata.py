@@ -1,0 +1,31 @@
+"""The contract of MetadataStore: an adapter's test subclasses `MetadataContract`.
+
+The subclass has an async fixture `make_store`: a function that opens a store, the same database
+each time it is called within a test, and an empty one at the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from service.metadata.base import MetadataStore
+from tests.contract.metadata_leases import LeaseContract
+from tests.contract.metadata_uploads import UploadContract
+from tests.contract.metadata_upkeep import UpkeepContract
+
+MakeStore = Callable[[], Awaitable[MetadataStore]]
+
+
+class MetadataContract(UploadContract, LeaseContract, UpkeepContract):
+    """Every sentence of `service.metadata.base`."""
+
+    @pytest.fixture
+    async def store(self, make_store: MakeStore) -> MetadataStore:
+        return await make_store()
+
+    @pytest.fixture
+    async def other(self, make_store: MakeStore, store: MetadataStore) -> MetadataStore:
+        """A second store on the same database, as another process has one."""
+        return await make_store()

@@ -1,0 +1,160 @@
+"""The contract of MetadataStore: what the janitor and the gauges ask."""
+
+from __future__ import annotations
+
+from service.metadata.base import Ending, MetadataStore, Totals
+from service.model import ConcatKind, State, Upload
+from tests.contract.metadata_values import (
+    DAY,
+    NOW,
+    created,
+    final,
+    finishing,
+    leased,
+    make_file,
+    part,
+    partial,
+    ready,
+    step,
+)
+
+
+async def ended(store: MetadataStore, state: State, at: float) -> Upload:
+    upload = await created(store)
+    return await store.end_upload(upload.id, epoch=None, ending=Ending(state, at))
+
+
+class UpkeepContract:
+    """Expiry, purge, sums."""
+
+    async def test_expired_uploads_oldest_first(self, store: MetadataStore) -> None:
+        """Receiving uploads and ready partials past their expiry are listed, oldest first, up to the limit."""
+        late = await created(store, expires_at=NOW - 1)
+        early, lease = await leased(store, concat_kind=ConcatKind.PARTIAL)
+        whole = step(1000, state=State.FINISHING, expires_at=NOW - 3)
+        await store.advance(early.id, epoch=lease.epoch, from_offset=0, step=whole, now=NOW)
+        await store.publish(early.id, epoch=lease.epoch, file=None, events=(), now=NOW)
+        edge = await created(store, expires_at=NOW)
+        await created(store, expires_at=NOW + 0.5)
+        listed = await store.expired_uploads(now=NOW, limit=10)
+        assert [upload.id for upload in listed] == [early.id, late.id, edge.id]
+        assert listed[1] == late
+        assert [upload.id for upload in await store.expired_uploads(now=NOW, limit=2)] == [early.id, late.id]
+
+    async def test_only_receiving_and_partials_expire(self, store: MetadataStore) -> None:
+        """Finishing uploads, ready ones that made a file, and ended ones are not listed as expired."""
+        await finishing(store)
+        await ready(store)
+        await ended(store, State.FAILED, NOW)
+        assert await store.expired_uploads(now=NOW + 99 * DAY, limit=10) == ()
+
+    async def test_t096_partial_of_a_pending_final_is_left_out(self, store: MetadataStore) -> None:
+        """T-096: a partial, receiving or ready, is not expired while a final that names it is pending."""
+        receiving = await partial(store, expires_at=NOW)
+        done = await ready(store, concat_kind=ConcatKind.PARTIAL)
+        upload = await final(store, receiving, done, expires_at=NOW + 1000 * DAY)
+        later = NOW + 99 * DAY
+        assert await store.expired_uploads(now=later, limit=10) == ()
+        await store.end_upload(upload.id, epoch=None, ending=Ending(State.TERMINATED, NOW))
+        assert {each.id for each in await store.expired_uploads(now=later, limit=10)} == {receiving.id, done.id}
+
+    async def test_finishing_uploads_oldest_first(self, store: MetadataStore) -> None:
+        """Uploads in finishing are listed in the order they got there, up to the limit; no others are."""
+        ids = []
+        for delay in (3, 1, 2):
+            upload, lease = await leased(store)
+            await store.advance(
+                upload.id, epoch=lease.epoch, from_offset=0, now=NOW + delay, step=step(1000, state=State.FINISHING)
+            )
+            ids.append(upload.id)
+        await created(store)
+        assert [upload.id for upload in await store.finishing_uploads(limit=10)] == [ids[1], ids[2], ids[0]]
+        assert [upload.id for upload in await store.finishing_uploads(limit=1)] == [ids[1]]
+
+    async def test_expired_files(self, store: MetadataStore) -> None:
+        """Files past their expiry are listed, oldest first; those deleted, or without an expiry, are not."""
+        for expires_at, deleted in ((NOW, False), (NOW - 1, False), (NOW + 1, False), (None, False), (NOW, True)):
+            upload, lease = await finishing(store)
+            file = make_file(upload, expires_at=expires_at)
+            await store.publish(upload.id, epoch=lease.epoch, file=file, events=(), now=NOW)
+            if deleted:
+                await store.delete_file(file.id, now=NOW)
+        assert [file.expires_at for file in await store.expired_files(now=NOW, limit=10)] == [NOW - 1, NOW]
+        assert [file.expires_at for file in await store.expired_files(now=NOW, limit=1)] == [NOW - 1]
+
+    async def test_purge_forgets_old_tombstones(self, store: MetadataStore) -> None:
+        """Ended uploads and ready ones last updated before the instant go; newer and open ones stay."""
+        old = [await ended(store, state, NOW - 1) for state in (State.FAILED, State.EXPIRED, State.TERMINATED)]
+        old.append(await ready(store))
+        kept = [await ended(store, State.FAILED, NOW + 2), await created(store), (await finishing(store))[0]]
+        assert await store.purge(before=NOW + 1, link_before=0, limit=100) == 4
+        assert await store.uploads([upload.id for upload in old + kept]) == {upload.id: upload for upload in kept}
+
+    async def test_file_outlives_the_tombstone_of_its_upload(self, store: MetadataStore) -> None:
+        """A purged ready upload leaves its file alone."""
+        upload = await ready(store)
+        await store.purge(before=NOW + 1, link_before=0, limit=100)
+        assert await store.upload_of_file(upload.file_id) is None
+        assert await store.file(upload.file_id) == make_file(upload)
+
+    async def test_purge_leaves_a_ready_partial_to_the_sweeper(self, store: MetadataStore) -> None:
+        """A ready partial has bytes somewhere: it is forgotten only after it was ended."""
+        upload = await ready(store, concat_kind=ConcatKind.PARTIAL)
+        assert await store.purge(before=NOW + 1, link_before=0, limit=100) == 0
+        assert await store.ledger(upload.id) == (part(0, 0, 1000),)
+
+    async def test_purge_forgets_deleted_files(self, store: MetadataStore) -> None:
+        """A file deleted before the instant is forgotten, one deleted later or not at all is not."""
+        old, new, live = [await ready(store) for _ in range(3)]
+        await store.delete_file(old.file_id, now=NOW)
+        await store.delete_file(new.file_id, now=NOW + 5)
+        await store.purge(before=NOW + 1, link_before=0, limit=100)
+        assert await store.file(old.file_id) is None
+        assert await store.file(new.file_id) is not None
+        assert await store.file(live.file_id) is not None
+
+    async def test_purge_forgets_spent_links_last(self, store: MetadataStore) -> None:
+        """A link use goes once its token expired before the instant and all it made is forgotten."""
+        gone = await ended(store, State.FAILED, NOW)
+        live = await created(store)
+        token_end = gone.terms.expires_at
+        await store.purge(before=NOW, link_before=token_end + 1, limit=100)
+        assert await store.link_use("backend", gone.terms.jti) is not None
+        await store.purge(before=NOW + 1, link_before=token_end, limit=100)
+        assert await store.link_use("backend", gone.terms.jti) is not None
+        assert await store.purge(before=NOW + 1, link_before=token_end + 1, limit=100) == 1
+        assert await store.link_use("backend", gone.terms.jti) is None
+        assert await store.link_use("backend", live.terms.jti) is not None
+
+    async def test_purge_keeps_to_its_limit(self, store: MetadataStore) -> None:
+        """A purge of many is done in bites, of uploads, files and links together, until nothing is left."""
+        for _ in range(3):
+            upload = await ready(store)
+            await store.delete_file(upload.file_id, now=NOW)
+        bites = [await store.purge(before=NOW + 1, link_before=NOW * 2, limit=4) for _ in range(4)]
+        assert bites == [4, 4, 1, 0]
+
+    async def test_promised_bytes(self, store: MetadataStore) -> None:
+        """What receiving uploads of known length still lack is promised, and nothing else."""
+        assert await store.promised_bytes() == 0
+        upload, lease = await leased(store, length=1 << 40)
+        await store.advance(upload.id, epoch=lease.epoch, from_offset=0, step=step(24), now=NOW)
+        await created(store, length=500)
+        await created(store, length=None)
+        await finishing(store)
+        await ready(store)
+        await ended(store, State.FAILED, NOW)
+        assert await store.promised_bytes() == (1 << 40) - 24 + 500
+
+    async def test_totals(self, store: MetadataStore) -> None:
+        """Open uploads, files, and the bytes of files, of open uploads and of ready partials are counted."""
+        assert await store.totals() == Totals(0, 0, 0)
+        upload, lease = await leased(store)
+        await store.advance(upload.id, epoch=lease.epoch, from_offset=0, step=step(7), now=NOW)
+        await finishing(store)
+        await ready(store)
+        await ready(store, concat_kind=ConcatKind.PARTIAL)
+        deleted = await ready(store)
+        await store.delete_file(deleted.file_id, now=NOW)
+        await ended(store, State.EXPIRED, NOW)
+        assert await store.totals() == Totals(uploads_open=2, files=1, stored_bytes=7 + 3 * 1000)
