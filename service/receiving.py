@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, Protocol
 
 import structlog
@@ -152,9 +153,8 @@ class Receiver:
         )
         try:
             async with self._storage.append(
-                upload.id, ledger, epoch=lease.epoch, observe=progress.observe
+                upload.id, ledger, epoch=lease.epoch, observe=progress.observe, fence=partial(self._check_fence, lease)
             ) as appender:
-                await self._check_fence(lease)
                 problem = await self._take(progress, appender, body, claims)
         except StorageError as error:
             problem = storage_problem(error, progress.upload.offset)
@@ -173,7 +173,7 @@ class Receiver:
         return hasher
 
     async def _check_fence(self, lease: Lease) -> None:
-        """Storage is open for us alone: if the lease is ours now, no newer writer was here before."""
+        """Raises StorageStale if the lease has passed to a newer writer."""
         current = await self._metadata.lease(lease.upload_id)
         if current is None or current.epoch != lease.epoch:
             raise StorageStale("the lease was lost before the first write")
@@ -183,12 +183,12 @@ class Receiver:
         problem = problem_of(body.ending, overrun=progress.overrun, offset=progress.end)
         if problem is None and progress.intake.closes:
             progress.intake = replace(progress.intake, length=progress.end)
-        receipt = await appender.flush(last=progress.end == progress.length)
         if progress.intake.whole:
             # a body with a checksum counts only when verified, which overrides "a cut keeps its bytes" (T-0A4)
-            problem = problem or await self._verify(progress, receipt, body, claims)
+            problem = problem or await self._verify(progress, appender, body, claims)
             if problem is not None:
                 return problem_at(problem, progress.upload.offset)
+        receipt = await appender.flush(last=progress.end == progress.length)
         await self._commit(progress, receipt)
         return problem
 
@@ -261,13 +261,13 @@ class Receiver:
         if receipt.drop:
             await self._storage.drop(before.id, receipt.drop)
 
-    async def _verify(self, progress: Progress, receipt: Receipt, body: Body, claims: Claims) -> Problem | None:
+    async def _verify(self, progress: Progress, appender: Appender, body: Body, claims: Claims) -> Problem | None:
         trailer = claims.trailer(body.trailer("Upload-Checksum")) if claims.trailer else None
         claim = claims.header or trailer
         computed = progress.checksum.digest() if progress.checksum else None
         if computed is None and claim is not None:
             # the algorithm was not known before the trailer came
-            computed = await self._read_back(progress, receipt, claim.algorithm)
+            computed = await self._read_back(progress, await appender.flush(last=False), claim.algorithm)
         problem = settle_checksum(claims.header, trailer, computed, expect_trailer=claims.trailer is not None)
         if claim is not None:
             self._metrics.checksum_verified(claim.algorithm, "ok" if problem is None else "mismatch")

@@ -13,13 +13,15 @@ The contract, which `tests/contract/storage.py` holds against every adapter:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from service.model import Part, UploadId
 
+#: Asks whether the lease still holds; raises StorageStale if not.
+Fence = Callable[[], Awaitable[object]]
 #: Called in order with each run of bytes as it is written; may run in a thread of the adapter's.
 Observer = Callable[[memoryview], None]
 
@@ -140,6 +142,7 @@ class Storage(Protocol):
         *,
         epoch: int,
         observe: Observer | None = None,
+        fence: Fence | None = None,
     ) -> AbstractAsyncContextManager[Appender]:
         """An Appender whose first byte follows the last byte of the ledger.
 
@@ -150,9 +153,13 @@ class Storage(Protocol):
             ledger: the committed parts, in order, without gaps, from byte 0.
             epoch: of the lease.
             observe: sees every byte once, in order, as it is written.
+            fence: called once the adapter has the place to itself and before the first byte is
+                written. If the lease holds then, nobody newer was here before, and bytes behind
+                the ledger's end are nobody's.
 
         Raises:
             StorageShort: permanent; the ledger's bytes are not there.
+            StorageStale: permanent; the fence said so, or the upload is finished.
         """
         ...
 

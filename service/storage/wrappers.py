@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from service.storage.base import (
     Appender,
+    Fence,
     Observer,
     Receipt,
     Storage,
@@ -145,10 +146,16 @@ class MeteredStorage:
 
     @asynccontextmanager
     async def append(
-        self, upload_id: UploadId, ledger: Sequence[Part], *, epoch: int, observe: Observer | None = None
+        self,
+        upload_id: UploadId,
+        ledger: Sequence[Part],
+        *,
+        epoch: int,
+        observe: Observer | None = None,
+        fence: Fence | None = None,
     ) -> AsyncIterator[Appender]:
         """See Storage."""
-        async with self._inner.append(upload_id, ledger, epoch=epoch, observe=observe) as appender:
+        async with self._inner.append(upload_id, ledger, epoch=epoch, observe=observe, fence=fence) as appender:
             yield _MeteredAppender(appender, self._meter)
 
     def read_upload(self, ledger: Sequence[Part], start: int, end: int) -> AsyncIterator[bytes]:

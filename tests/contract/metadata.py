@@ -12,13 +12,14 @@ import pytest
 
 from service.metadata.base import MetadataStore
 from tests.contract.metadata_leases import LeaseContract
-from tests.contract.metadata_uploads import UploadContract
+from tests.contract.metadata_model import WalkContract
 from tests.contract.metadata_upkeep import UpkeepContract
+from tests.contract.metadata_uploads import UploadContract
 
 MakeStore = Callable[[], Awaitable[MetadataStore]]
 
 
-class MetadataContract(UploadContract, LeaseContract, UpkeepContract):
+class MetadataContract(UploadContract, LeaseContract, UpkeepContract, WalkContract):
     """Every sentence of `service.metadata.base`."""
 
     @pytest.fixture

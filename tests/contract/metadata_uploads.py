@@ -123,7 +123,7 @@ class UploadContract:
         """After an end without a file another upload may make it."""
         upload = await created(store)
         await store.end_upload(upload.id, epoch=None, ending=Ending(State.FAILED, NOW))
-        again = await created(store, file_id=upload.file_id)
+        again = await created(store, file_id=upload.file_id, created_at=NOW + 1)
         assert await store.upload_of_file(upload.file_id) == again
 
     async def test_file_keeps_its_id_also_deleted(self, store: MetadataStore) -> None:

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from service.clock import new_upload_id
-from service.storage.base import Receipt, Storage, StorageError, StorageShort
+from service.storage.base import Receipt, Storage, StorageError, StorageShort, StorageStale
 from tests.contract.storage_values import (
     StorageHooks,
     appended,
@@ -211,6 +211,35 @@ class StorageWriting(StorageHooks):
         await uncommitted(storage, upload_id, (), b"WRONGWRONG", epoch=1)
 
         assert await unfinished(storage, ledger) == b"abc"
+
+    async def test_a_writer_whose_fence_falls_writes_nothing(self, storage: Storage) -> None:
+        """L2: An append whose lease was lost by the time it has the place raises StorageStale before the first byte."""
+        upload_id = new_upload_id()
+        old = await appended(storage, upload_id, (), b"abc", epoch=1)
+        new = await appended(storage, upload_id, old, b"def", epoch=3)
+
+        async def fallen() -> None:
+            raise StorageStale("the lease was lost")
+
+        with pytest.raises(StorageStale):
+            async with storage.append(upload_id, old, epoch=2, fence=fallen):
+                pytest.fail("the append began")
+        assert await unfinished(storage, new) == b"abcdef"
+
+    async def test_a_fenced_writer_replaces_what_was_never_committed(self, storage: Storage) -> None:
+        """With the lease held, bytes behind the ledger's end are written over and never come back."""
+        upload_id = new_upload_id()
+        old = await appended(storage, upload_id, (), b"abc", epoch=1)
+        await uncommitted(storage, upload_id, old, b"WRONGWRONG", epoch=2)
+
+        async def holds() -> None:
+            return None
+
+        async with storage.append(upload_id, old, epoch=3, fence=holds) as appender:
+            await appender.write(memoryview(b"def"))
+            new = committed(old, await appender.flush(last=True))
+        stored = await storage.complete(upload_id, new, epoch=3)
+        assert await content(storage, stored) == b"abcdef"
 
     async def test_two_uploads_do_not_mix(self, storage: Storage) -> None:
         """Two appends at once, write by write, keep their bytes apart."""

@@ -162,6 +162,21 @@ async def test_what_was_read_back_before_the_end_can_be_read_after_it(storage: F
     assert await gathered(storage.read_upload(ledger, 2, 5)) == b"cde"
 
 
+async def test_an_upload_that_was_killed_stays_in_one_segment(storage: FilesystemStorage) -> None:
+    """After a kill between write and commit, the next writer goes on in place: nothing to copy at the end."""
+    upload_id = new_upload_id()
+    ledger = await appended(storage, upload_id, (), b"abc")
+    await uncommitted(storage, upload_id, ledger, b"WRONG", epoch=2)
+
+    async def holds() -> None:
+        return None
+
+    async with storage.append(upload_id, ledger, epoch=3, fence=holds) as appender:
+        await appender.write(memoryview(b"d"))
+        ledger = committed(ledger, await appender.flush(last=False))
+    assert len(ledger) == 1
+
+
 async def test_a_late_append_to_a_finished_upload_is_stale(storage: FilesystemStorage) -> None:
     """A writer that comes after the end learns that it was overtaken, not that bytes are lost."""
     upload_id = new_upload_id()

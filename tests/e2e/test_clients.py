@@ -81,6 +81,15 @@ async def assert_arrived(service: ServiceProcess, upload_url: str, source: Path)
     return file_id
 
 
+async def kept(service: ServiceProcess, upload_url: str) -> int:
+    """The offset, once the service has committed something of a request that was cut."""
+    path = re.sub(r"^http://[^/]+", "", upload_url)
+    async with asyncio.timeout(20):
+        while not (offset := (await asyncio.to_thread(service.status, f"{service.url}{path}"))["offset"]):
+            await asyncio.sleep(0.02)
+    return int(offset)
+
+
 def created(service: ServiceProcess) -> float:
     """Uploads created so far."""
     return sum(value for name, value in service.metrics().items() if name.startswith("attachd_uploads_created_total"))
@@ -258,14 +267,15 @@ async def test_tus_js_resumes_after_cuts(
 @pytest.mark.usefixtures("node")
 async def test_tus_js_resumes_in_a_new_process(service: ServiceProcess, big: Path, tmp_path: Path) -> None:
     """After a SIGKILL of the client a new one finds the upload by file and endpoint, and goes on from its offset."""
-    async with FaultyProxy(service.address, default=Plan(rate=40 * MIB)) as proxy:
+    async with FaultyProxy(service.address, default=Plan(rate=20 * MIB)) as proxy:
         token = service.mint_upload(base=proxy.url).partition("sig=")[2]
         # The token as Bearer: the endpoint is part of the fingerprint and must be the same after a reload.
         options = {"headers": {"Authorization": f"Bearer {token}"}, "urlStorage": str(tmp_path / "urls.json")}
         request = {"file": str(big), "endpoint": f"{proxy.url}/files", "retryDelays": [0, 50, 100, 200]} | options
-        await run_node(
+        killed = await run_node(
             "upload.mjs", request, kill_when=lambda item: item["event"] == "progress" and item["sent"] > 8 * MIB
         )
+        await kept(service, killed.one("url")["url"])
         run = await run_node("upload.mjs", request)
         assert proxy.requests(rb"POST ") == 1
         resumed = next(item for item in run.all("response") if item["method"] == "HEAD")
@@ -276,9 +286,10 @@ async def test_tus_js_resumes_in_a_new_process(service: ServiceProcess, big: Pat
 @pytest.mark.usefixtures("node")
 async def test_tus_js_starts_again_with_the_same_link(service: ServiceProcess, big: Path) -> None:
     """A client that lost everything but link and file gets the same upload from a second POST, at its offset."""
-    async with FaultyProxy(service.address, default=Plan(rate=40 * MIB)) as proxy:
+    async with FaultyProxy(service.address, default=Plan(rate=20 * MIB)) as proxy:
         link = service.mint_upload(base=proxy.url)
         first = await tus_js(big, link, abortAt=8 * MIB)
+        await kept(service, first.one("aborted")["url"])
         second = await tus_js(big, link)
         url = second.one("success")["url"]
         assert url == first.one("aborted")["url"]

@@ -161,8 +161,9 @@ def _faults(module: str, source: str) -> list[str]:
     for node in ast.walk(tree):
         if layer == 0 and isinstance(node, ast.AsyncFunctionDef):
             faults.append(f"{module}:{node.lineno}: a pure module has an `async def`: {WHY[0]}")
-        environment = isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}
-        if environment and not _within(module, READS_ENVIRONMENT):
+        if not isinstance(node, ast.Attribute) or _within(module, READS_ENVIRONMENT):
+            continue
+        if node.attr in {"environ", "getenv"}:
             faults.append(f"{module}:{node.lineno}: the environment is read in cli only: settings are handed down")
     return faults
 

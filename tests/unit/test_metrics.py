@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import AsyncGenerator
+from typing import cast
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.metadata.base import Totals
 from service.metrics import MOST_ROUTES, Metrics
 from service.model import Protocol, UploadId
-from service.storage.base import Receipt, StorageFull, StorageShort
+from service.storage.base import Receipt, Storage, StorageFull, StorageShort
 from service.storage.wrappers import MeteredStorage
 
 #: contract, section 10: what applies to one process with local storage, and each metric's labels
@@ -89,6 +91,7 @@ def test_nothing_but_the_contract_is_exposed():
     assert names == set(CONTRACT)
 
 
+@settings(max_examples=25)  # each reads two whole scrapes
 @given(
     method=st.text(),
     code=st.integers(-10, 10_000),
@@ -210,6 +213,11 @@ class Disk:
         return Receipt(1)
 
 
+def metered(disk: Disk, metrics: Metrics) -> MeteredStorage:
+    """The disk, metered."""
+    return MeteredStorage(cast("Storage", disk), metrics, Clock())
+
+
 def calls(metrics: Metrics) -> dict[tuple[str, str], float]:
     """(operation, outcome) and how often."""
     return {
@@ -231,7 +239,7 @@ def calls(metrics: Metrics) -> dict[tuple[str, str], float]:
 async def test_a_failed_call_to_storage_is_counted_by_its_outcome(error, outcome):
     """The error reaches the caller unchanged, and the call is counted under its outcome."""
     metrics = Metrics("1")
-    storage = MeteredStorage(Disk(error), metrics, Clock())
+    storage = metered(Disk(error), metrics)
     with pytest.raises(type(error)) as caught:
         await storage.complete(UploadId("u"), (), epoch=1)
     assert caught.value is error
@@ -241,7 +249,7 @@ async def test_a_failed_call_to_storage_is_counted_by_its_outcome(error, outcome
 async def test_an_append_is_counted_write_by_write():
     """Each write and each flush of an append is one call."""
     metrics = Metrics("1")
-    async with MeteredStorage(Disk(), metrics, Clock()).append(UploadId("u"), (), epoch=1) as appender:
+    async with metered(Disk(), metrics).append(UploadId("u"), (), epoch=1) as appender:
         await appender.write(memoryview(b"a"))
         await appender.write(memoryview(b"b"))
         assert await appender.flush(last=True) == Receipt(1)
@@ -251,7 +259,7 @@ async def test_an_append_is_counted_write_by_write():
 async def test_a_reader_that_stops_early_leaves_nothing_open():
     """Closing the metered reading closes the adapter's."""
     disk = Disk()
-    reading = MeteredStorage(disk, Metrics("1"), Clock()).read_upload((), 0, 5)
+    reading = cast("AsyncGenerator[bytes, None]", metered(disk, Metrics("1")).read_upload((), 0, 5))
     assert await anext(reading) == b"x"
     await reading.aclose()
     assert disk.open_iterators == 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
 import random
 import socket
 import threading
@@ -25,6 +24,7 @@ import uvloop
 from aiohttp import web
 
 from service.changes import Changes
+from service.clock import new_upload_id
 from service.downloads import Downloads
 from service.gate import Gate
 from service.hashing import BlockHasher
@@ -32,7 +32,8 @@ from service.hashing import manifest as make_manifest
 from service.links import KeySet, download_url, mint_download
 from service.model import File, FileId, LinkTerms, Protocol, State, Upload, UploadId
 from service.protocol.problems import Refusal
-from service.storage.base import StorageShort
+from service.storage.base import StoredFile
+from service.storage.filesystem import FilesystemStorage
 from service.web import downloads as handlers
 from service.web.context import CONTEXT, Context
 
@@ -112,34 +113,39 @@ class Ledger:
         return self.uploads.get(file_id)
 
 
-class Folder:
-    """Finished files in a directory; `kernel=False` hides the descriptor as S3 would."""
+class Disk:
+    """Storage on disk; `kernel=False` hides the descriptors, as a store without local files would."""
 
-    def __init__(self, path: Path, *, kernel: bool = True) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.kernel = kernel
+        self.storage = FilesystemStorage(path / "files", durability="none")
+        self.kernel = True
 
     @asynccontextmanager
-    async def open_file(self, key: str) -> AsyncIterator[Any]:
-        if not (self.path / key).exists():
-            raise StorageShort("not there")
-        with open(self.path / key, "rb") as stream:
-            yield _Opened(stream.fileno(), kernel=self.kernel)
+    async def open_file(self, key: str) -> AsyncIterator[StoredFile]:
+        async with self.storage.open_file(key) as file:
+            yield file if self.kernel else _WithoutDescriptor(file)
+
+    async def put(self, content: bytes) -> str:
+        """The content is a finished file; its key."""
+        upload_id = new_upload_id()
+        async with self.storage.append(upload_id, [], epoch=1) as appender:
+            await appender.write(memoryview(content))
+            receipt = await appender.flush(last=True)
+        return (await self.storage.complete(upload_id, receipt.parts, epoch=1)).key
+
+    def whereabouts(self, key: str) -> Path:
+        """The file on disk, to be damaged."""
+        (found,) = [path for path in self.path.rglob("*") if path.is_file() and str(path).endswith(key)]
+        return found
 
 
-class _Opened:
-    def __init__(self, descriptor: int, *, kernel: bool) -> None:
-        self._descriptor = descriptor
-        self.size = os.fstat(descriptor).st_size
-        self.fd = descriptor if kernel else None
+class _WithoutDescriptor:
+    fd = None
 
-    async def read(self, start: int, end: int) -> AsyncIterator[bytes]:
-        while start < end:
-            piece = os.pread(self._descriptor, min(256 * 1024, end - start), start)
-            if not piece:
-                raise StorageShort("ended early")
-            start += len(piece)
-            yield piece
+    def __init__(self, file: StoredFile) -> None:
+        self.size = file.size
+        self.read = file.read
 
 
 class DownloadServer:
@@ -149,10 +155,10 @@ class DownloadServer:
         self.clock = FakeClock()
         self.metrics = Recorder()
         self.ledger = Ledger()
-        self.folder = Folder(path)
+        self.disk = Disk(path)
         self.changes = Changes()
         self.downloads = Downloads(
-            cast(Any, self.ledger), cast(Any, self.folder), self.clock, changes=self.changes, idle_seconds=30
+            cast(Any, self.ledger), cast(Any, self.disk), self.clock, changes=self.changes, idle_seconds=30
         )
         self.context = Context(
             uploads=cast(Any, None), downloads=self.downloads, bodies=cast(Any, None), origin=cast(Any, None),
@@ -163,7 +169,6 @@ class DownloadServer:
             ),
         )  # fmt: skip
         self.path = path
-        self.sendbuf: int | None = None
         self.loop = loop_factory()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
@@ -173,6 +178,7 @@ class DownloadServer:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(20)
 
     async def _start(self) -> int:
+        await self.disk.storage.open()
         app = web.Application(middlewares=[_refusals])
         app[CONTEXT] = self.context
         app.router.add_get("/d/{file_id}/manifest", handlers.manifest)
@@ -188,6 +194,7 @@ class DownloadServer:
 
     def close(self) -> None:
         self.run(self.runner.cleanup())
+        self.run(self.disk.storage.close())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
@@ -195,13 +202,13 @@ class DownloadServer:
     # what tests put in
     def publish(self, content: bytes, **fields: Any) -> File:
         """The content is a finished file."""
-        (self.path / "stored").write_bytes(content)
+        key = self.run(self.disk.put(content))
         hasher = BlockHasher(BLOCK, strong=False)
         hasher.update(memoryview(content))
         blocks = hasher.take_finished()
         last = hasher.finish()
         digests = make_manifest([*blocks, *([last] if last else [])], len(content), BLOCK)
-        file = File(FILE_ID, UploadId("u_" + "a" * 26), "stored", digests, NOW - 1000.5, **fields)
+        file = File(FILE_ID, UploadId("u_" + "a" * 26), key, digests, NOW - 1000.5, **fields)
         self.ledger.files[FILE_ID] = file
         return file
 

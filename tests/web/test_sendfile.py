@@ -29,7 +29,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DownloadS
 @pytest.fixture(params=[True, False], ids=["sendfile", "proxy"])
 def either_way(request: pytest.FixtureRequest, server: DownloadServer) -> DownloadServer:
     """The server, sending by the kernel and in pieces."""
-    server.folder.kernel = request.param
+    server.disk.kernel = request.param
     return server
 
 
@@ -41,7 +41,7 @@ def test_a_download_is_the_file(either_way: DownloadServer, size: int) -> None:
     response, body = either_way.get(either_way.link())
     assert (response.status, body) == (200, content)
     assert either_way.metrics.outcome() == "ok"
-    assert either_way.metrics.bytes == {"sendfile" if either_way.folder.kernel else "proxy": size}
+    assert either_way.metrics.bytes == {"sendfile" if either_way.disk.kernel else "proxy": size}
     assert either_way.metrics.in_flight == 0
 
 
@@ -76,8 +76,10 @@ def test_g2_a_range_past_the_end_is_refused_with_the_size(server: DownloadServer
 def test_g2_repeated_range_fields_count_as_several_ranges(server: DownloadServer) -> None:
     """G2: two Range fields are a multi range, answered whole."""
     server.publish(b"12345")
-    with server.connect(server.link(), "Range: bytes=0-0", "Range: bytes=1-1", "Connection: close") as client:
-        response = HTTPResponse(client)
+    with (
+        server.connect(server.link(), "Range: bytes=0-0", "Range: bytes=1-1", "Connection: close") as client,
+        HTTPResponse(client) as response,
+    ):
         response.begin()
         assert (response.status, response.read()) == (200, b"12345")
 
@@ -149,6 +151,7 @@ def test_a_unix_socket_is_served_too(server: DownloadServer) -> None:
         response = HTTPResponse(client)
         response.begin()
         assert response.read() == content
+    assert server.metrics.outcome() == "ok"
     assert server.metrics.bytes == {"sendfile": 2 * BLOCK}
 
 
@@ -170,8 +173,10 @@ def test_g1_a_slow_client_is_served_however_long_it_takes(either_way: DownloadSe
     content = noise(4 * BLOCK)
     either_way.publish(content)
     either_way.downloads.idle_seconds = 0.3
-    with either_way.connect(either_way.link(), "Connection: close", receive_buffer=65_536) as client:
-        response = HTTPResponse(client)
+    with (
+        either_way.connect(either_way.link(), "Connection: close", receive_buffer=65_536) as client,
+        HTTPResponse(client) as response,
+    ):
         response.begin()
         body = b""
         while piece := response.read(256 * 1024):
@@ -226,12 +231,11 @@ def _descriptors(server: DownloadServer) -> int:
 
 def test_g4_a_file_that_ends_early_never_looks_whole(either_way: DownloadServer) -> None:
     """G4: if the stored bytes end before the size, the connection is aborted in the middle of the body."""
-    either_way.publish(noise(16 * BLOCK))
-    with either_way.connect(either_way.link(), receive_buffer=65_536) as client:
-        response = HTTPResponse(client)
+    stored = either_way.disk.whereabouts(either_way.publish(noise(16 * BLOCK)).key)
+    with either_way.connect(either_way.link(), receive_buffer=65_536) as client, HTTPResponse(client) as response:
         response.begin()
         assert response.headers["Content-Length"] == str(16 * BLOCK)
-        os.truncate(either_way.path / "stored", BLOCK)
+        os.truncate(stored, BLOCK)
         with pytest.raises((IncompleteRead, ConnectionResetError)):
             response.read()
     assert either_way.metrics.outcome() == "error"
@@ -240,11 +244,13 @@ def test_g4_a_file_that_ends_early_never_looks_whole(either_way: DownloadServer)
 def test_a_file_deleted_while_it_is_read_is_still_whole(server: DownloadServer) -> None:
     """A reader that has the file open reads to its end."""
     content = noise(16 * BLOCK)
-    server.publish(content)
-    with server.connect(server.link(), "Connection: close", receive_buffer=65_536) as client:
-        response = HTTPResponse(client)
+    file = server.publish(content)
+    with (
+        server.connect(server.link(), "Connection: close", receive_buffer=65_536) as client,
+        HTTPResponse(client) as response,
+    ):
         response.begin()
-        (server.path / "stored").unlink()
+        server.run(server.disk.storage.delete(file.key))
         assert response.read() == content
 
 

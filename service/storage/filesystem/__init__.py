@@ -9,10 +9,12 @@ Layout
 
 Mechanism
     An upload is usually one segment, and its ledger one part that grows. A segment is written by
-    whoever holds its `flock`, and only at its end: a writer that finds it locked, or longer than
-    its own ledger says, starts a fresh segment instead. So no byte that a ledger names is ever
-    written again, and neither a writer that was asleep, nor one that comes late with an old
-    ledger, can change what a newer one reads. No state is kept beside the bytes for that.
+    whoever holds its `flock`, and only at its end: a writer that finds it locked starts a fresh
+    segment instead. So does one that finds it longer than its own ledger says, unless its fence
+    holds once it has the lock: then nobody newer was here, and the surplus is nobody's. So no
+    byte that a ledger names is ever written again, and neither a writer that was asleep, nor one
+    that comes late with an old ledger, can change what a newer one reads. No state is kept beside
+    the bytes for that.
     `complete` lengthens the first segment by the others (the kernel copies), cuts off what lies
     behind the ledger's end, and renames it to be the file.
 

@@ -14,7 +14,7 @@ import aiofiles.os
 import aiofiles.tempfile
 
 from service.model import Part, UploadId
-from service.storage.base import Observer, Receipt, StorageError, StorageUnavailable, Stored
+from service.storage.base import Fence, Observer, Receipt, StorageError, StorageUnavailable, Stored
 from service.storage.filesystem import publishing, reading
 from service.storage.filesystem.appender import DiskAppender
 from service.storage.filesystem.layout import Durability, Layout, lock, translated
@@ -73,7 +73,13 @@ class FilesystemStorage:
 
     @asynccontextmanager
     async def append(
-        self, upload_id: UploadId, ledger: Sequence[Part], *, epoch: int, observe: Observer | None = None
+        self,
+        upload_id: UploadId,
+        ledger: Sequence[Part],
+        *,
+        epoch: int,
+        observe: Observer | None = None,
+        fence: Fence | None = None,
     ) -> AsyncIterator[DiskAppender]:
         """See `Storage.append`."""
         appender = DiskAppender(
@@ -83,6 +89,9 @@ class FilesystemStorage:
             if ledger:
                 with translated("opening a segment"):
                     await self._writers.run(appender.go_on)
+            if fence is not None:
+                await fence()
+                appender.trust()
             yield appender
         finally:
             await appender.close()

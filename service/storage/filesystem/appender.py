@@ -50,6 +50,8 @@ class DiskAppender:
         self._part = Part(number=len(ledger) + 1, start=self._last.end if self._last else 0, end=0, key="", epoch=epoch)
         self._offset: Final = self._part.start
         self._fd: int | None = None
+        #: the ledger's last segment, locked, while it is open whether it may be gone on in
+        self._held_fd: int | None = None
         self._written = 0
         self._receipted = 0
         self._named = False
@@ -59,8 +61,9 @@ class DiskAppender:
     def go_on(self) -> None:
         """Takes the ledger's last segment, if it can be gone on in. Blocking.
 
-        It can if nobody else has it open for writing and it ends where the ledger ends. Any byte
-        behind that may have been committed meanwhile by somebody newer.
+        It can if nobody else has it open for writing and it ends where the ledger ends. Bytes
+        behind that may have been committed meanwhile by somebody newer: only `trust` lets them
+        be written over.
         """
         last = self._last
         if last is None:
@@ -81,12 +84,20 @@ class DiskAppender:
         except BaseException:
             os.close(fd)
             raise
-        if locked and surplus == 0:
+        if not locked:
+            os.close(fd)
+            return
+        self._held_fd = fd
+        if surplus == 0:
+            self.trust()
+
+    def trust(self) -> None:
+        """Nobody newer has written to the segment, so what is behind the ledger's end is nobody's."""
+        fd, self._held_fd = self._held_fd, None
+        if fd is not None and self._last is not None:
             self._fd = fd
             self._named = True
-            self._part = replace(last, epoch=self._epoch)
-        else:
-            os.close(fd)
+            self._part = replace(self._last, epoch=self._epoch)
 
     async def write(self, data: memoryview) -> None:
         """See `Appender.write`. One thread call: observed, then written."""
@@ -148,10 +159,13 @@ class DiskAppender:
 
     async def close(self) -> None:
         """The lock and the descriptor are given back, and bytes that no receipt named with them."""
-        if self._fd is not None:
+        if self._fd is not None or self._held_fd is not None:
             await self._writers.surely(self._close)
 
     def _close(self) -> None:
+        if self._held_fd is not None:
+            os.close(self._held_fd)
+            self._held_fd = None
         fd, self._fd = self._fd, None
         if fd is None:
             return

@@ -1,0 +1,171 @@
+"""The schema on SQLite: what the migrations make, who refuses what, and which index serves which query."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, NullPool, create_engine
+
+from service.metadata import leases, reads, schema, writes
+from service.metadata.base import MetadataError, MetadataUnavailable, SchemaMismatch
+from service.metadata.migrate import migrate
+from service.metadata.sql import SqlMetadata
+from service.model import UploadId
+from tests.contract.metadata_values import NOW
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """A database with the schema."""
+    url = f"sqlite:///{tmp_path}/metadata.db"
+    migrate(url)
+    return url
+
+
+def path_of(url: str) -> str:
+    return url.removeprefix("sqlite:///")
+
+
+async def refusal(url: str) -> MetadataError:
+    """What open() raises."""
+    store = SqlMetadata(url, durability="none")
+    with pytest.raises(MetadataError) as refused:
+        await store.open()
+    return refused.value
+
+
+@pytest.mark.parametrize(("version", "says"), [(None, "no schema"), ("0000", "0000"), ("9999", "newer")])
+async def test_other_schema_is_refused(url: str, version: str | None, says: str) -> None:
+    """A database without the schema, or with an older or newer one, is refused and the command that helps named."""
+    with closing(sqlite3.connect(path_of(url))) as connection:
+        if version is None:
+            connection.execute("DROP TABLE alembic_version")
+        else:
+            connection.execute("UPDATE alembic_version SET version_num = ?", [version])
+        connection.commit()
+    refused = await refusal(url)
+    assert isinstance(refused, SchemaMismatch)
+    assert says in str(refused)
+    assert "`attachd migrate`" in str(refused)
+
+
+async def test_broken_database_is_named(tmp_path: Path) -> None:
+    """A file that is no database is a permanent error that names the file."""
+    path = tmp_path / "broken.db"
+    path.write_bytes(b"not a database" * 1000)
+    refused = await refusal(f"sqlite:///{path}")
+    assert not isinstance(refused, (MetadataUnavailable, SchemaMismatch))
+    assert "broken.db is not a usable database" in str(refused)
+
+
+async def test_database_out_of_reach_is_unavailable(tmp_path: Path) -> None:
+    """A directory that is not there may come back, so it is worth a retry."""
+    refused = await refusal(f"sqlite:///{tmp_path}/absent/metadata.db")
+    assert isinstance(refused, MetadataUnavailable)
+    assert "unable to open" in str(refused)
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_memory_is_refused(url: str) -> None:
+    """A database that no other process could see is refused at once."""
+    with pytest.raises(MetadataError, match="must be a file"):
+        SqlMetadata(url, durability="none")
+
+
+def test_migrations_make_the_schema(url: str) -> None:
+    """What the migrations make is what the tables of `schema` say, indexes and their conditions included."""
+    made = create_engine(url, poolclass=NullPool)
+    with made.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, schema.metadata) == []
+        migrated_ddl = ddl(connection)
+    fresh = create_engine("sqlite://")
+    with fresh.begin() as connection:
+        schema.metadata.create_all(connection)
+        declared_ddl = ddl(connection)
+    fresh.dispose()
+    del migrated_ddl["alembic_version"]
+    assert migrated_ddl == declared_ddl
+
+
+def ddl(connection: Connection) -> dict[str, set[str]]:
+    """By name, the lines of each CREATE in no order, with the blanks evened out."""
+    rows = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+    return {name: {" ".join(line.rstrip(", ").split()) for line in text.splitlines()} for name, text in rows}
+
+
+def test_revision_is_the_newest(url: str) -> None:
+    """The code expects the schema that the newest migration makes."""
+    with closing(sqlite3.connect(path_of(url))) as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(schema.REVISION,)]
+
+
+def test_migrate_makes_file_and_directory(tmp_path: Path) -> None:
+    """A first start needs nothing but the setting; a second migration changes nothing."""
+    url = f"sqlite:///{tmp_path}/new/er/metadata.db"
+    migrate(url)
+    before = Path(path_of(url)).read_bytes()
+    migrate(url)
+    assert Path(path_of(url)).read_bytes() == before
+
+
+def test_migrations_at_once(tmp_path: Path) -> None:
+    """Of several processes that migrate at once each finds the schema there in the end."""
+    url = f"sqlite:///{tmp_path}/metadata.db"
+    code = f"from service.metadata.migrate import migrate; migrate({url!r})"
+    processes = [os.posix_spawn(sys.executable, [sys.executable, "-c", code], os.environ | {"PYTHONPATH": str(ROOT)})
+                 for _ in range(2)]  # fmt: skip
+    assert [os.waitpid(process, 0)[1] for process in processes] == [0, 0]
+
+
+def test_migrate_refuses_a_newer_schema(url: str) -> None:
+    """The schema of a newer version is left alone."""
+    with closing(sqlite3.connect(path_of(url))) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.commit()
+    with pytest.raises(SchemaMismatch, match="newer"):
+        migrate(url)
+
+
+def janitor(connection: Connection) -> None:
+    """All that is asked again and again, whatever the number of rows."""
+    reads.expired_uploads(connection, NOW, 10)
+    reads.finishing_uploads(connection, 10)
+    reads.expired_files(connection, NOW, 10)
+    reads.promised_bytes(connection)
+    reads.totals(connection)
+    reads.pending_finals(connection, UploadId("u_x"))
+    writes.purge(connection, NOW, NOW, 10)
+    leases.renew(connection, "node", NOW)
+    leases.asked(connection, "node")
+    leases.drop_all(connection)
+
+
+def test_no_query_walks_a_whole_table(url: str) -> None:
+    """What janitor and requests ask goes through an index that fits, whatever the number of rows."""
+    engine = create_engine(url, poolclass=NullPool)
+    asked: list[str] = []
+    with engine.connect() as connection:
+        raw: Any = connection.connection.dbapi_connection
+        raw.set_trace_callback(asked.append)
+        janitor(connection)
+        raw.set_trace_callback(None)
+        statements = [text for text in asked if not text.startswith("BEGIN")]
+        plans = [
+            (row.detail, text)
+            for text in statements
+            for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}")
+        ]
+    assert len(statements) > 10
+    walks = [(detail, text) for detail, text in plans if detail.startswith("SCAN ") and "USING" not in detail]
+    assert walks == []
