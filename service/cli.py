@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
+from typing import Final
 
 import click
 
 from service import __version__
-from service.commands.config import check_config
-from service.commands.links import keys, link, token
-from service.commands.put import put
-from service.commands.serve import migrate, serve
 from service.settings import SettingsError, load
 
+#: command -> where it is; imported when it is called, so that `link` does not wait for the server's imports
+COMMANDS: Final = {
+    "serve": "service.commands.serve:serve",
+    "link": "service.commands.links:link",
+    "token": "service.commands.links:token",
+    "keys": "service.commands.links:keys",
+    "put": "service.commands.put:put",
+    "get": "service.commands.get:get",
+    "check-config": "service.commands.config:check_config",
+    "migrate": "service.commands.serve:migrate",
+}
 #: these talk to any service, so the settings of this one do not matter
 _WITHOUT_SETTINGS = frozenset({"put", "get"})
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """In the order of a user's day."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """The command, None if there is no such one."""
+        place = COMMANDS.get(cmd_name)
+        if place is None:
+            return None
+        module, _, name = place.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -39,10 +65,6 @@ def cli(context: click.Context, config: Path | None) -> None:
         context.exit(2)
     except (OSError, UnicodeDecodeError) as error:
         raise click.ClickException(f"{config}: {error}") from error
-
-
-for command in (serve, link, keys, token, put, check_config, migrate):
-    cli.add_command(command)
 
 
 def main() -> None:

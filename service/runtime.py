@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import signal
 import socket
@@ -83,10 +84,10 @@ class Service:
         log.info("service_draining")
         self.metrics.draining(on=True)
         self.bodies.drain()
-        await self.uploads.drain()
-        deadline = asyncio.get_running_loop().time() + self.settings.grace
-        while self.bodies.downloads and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.05)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.grace):
+                await self.uploads.drain()
+                await self.bodies.idle()
         self._server.close()
         # connections that only idle are closed at once, a request under way has a moment left
         await self._runner.cleanup()
@@ -182,7 +183,7 @@ async def serve(settings: Settings, ready: Callable[[Service], None] | None = No
 
     def on_signal() -> None:
         if stopped.is_set():
-            signal.raise_signal(signal.SIGKILL)
+            os._exit(1)
         stopped.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

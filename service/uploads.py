@@ -438,8 +438,14 @@ class Uploads:
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            # whoever still waits for the task gets it too; nobody may, if the client is gone
+            log.debug("task_failed", error=repr(task.exception()))
 
     async def _drive(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs to its end even if the request is cancelled meanwhile."""

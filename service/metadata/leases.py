@@ -39,7 +39,7 @@ _RELEASE = Prepared(
     .values(_FREE)
 )
 _RENEW = update(uploads).where(_HELD, _OF_OWNERS).values(lease_until=bindparam("until"))
-_ASKED = Prepared(select(up.id).where(_HELD, up.lease_asked.is_(True), _OF_OWNERS).order_by(up.id))
+_ASKED = Prepared(select(up.id).where(_HELD, up.lease_asked.is_(True), _OF_OWNERS))
 _LEASE = Prepared(select(up.lease_owner, up.lease_until, up.epoch).where(up.id == bindparam("upload_id"), _HELD))
 _DROP_ALL = update(uploads).where(_HELD).values(_FREE)
 
@@ -60,8 +60,9 @@ def ask(connection: Connection, upload_id: UploadId) -> None:
 
 
 def asked(connection: Connection, prefix: str) -> tuple[UploadId, ...]:
+    """Sorted here: to sort by id SQLite would walk the table along its key instead of what is leased."""
     found = _ASKED.all(connection, {"prefix": prefix, "prefix_length": len(prefix)})
-    return tuple(UploadId(row.id) for row in found)
+    return tuple(sorted(UploadId(row.id) for row in found))
 
 
 def lease(connection: Connection, upload_id: UploadId) -> Lease | None:

@@ -7,7 +7,8 @@ Where things are and why:
   janitor walks only rows it could want. Their conditions are literals, because SQLite uses a
   partial index only when it can read the same condition in the query.
 - `uploads_receiving` carries offset and length: an advance moves its entry anyway (the expiry
-  slides), and with them `promised_bytes` never touches the table.
+  slides), and with them `promised_bytes` never touches the table. The column of the condition is
+  in it too, else SQLite looks into the table for that. `files_live` is alike, for the gauges.
 - There are no foreign keys: rows that belong to an upload go in the same transaction as their
   reason to be (`writes`), and a look-up per insert would buy nothing.
 - Instants are doubles (seconds since the epoch), ids are text, what is only ever read whole
@@ -85,7 +86,7 @@ uploads = Table(
         **_where("state IN ('receiving', 'finishing', 'ready') AND concat_kind <> 'partial'"),
     ),
     Index("uploads_jti", "jti"),
-    Index("uploads_receiving", "expires_at", "offset", "length", **_where("state = 'receiving'")),
+    Index("uploads_receiving", "expires_at", "offset", "length", "state", **_where("state = 'receiving'")),
     Index("uploads_finishing", "updated_at", **_where("state = 'finishing'")),
     Index("uploads_partials", "expires_at", **_where("state = 'ready' AND concat_kind = 'partial'")),
     Index("uploads_ended", "updated_at", **_where("state IN ('ready', 'failed', 'expired', 'terminated')")),
@@ -159,7 +160,7 @@ files = Table(
     Column("ref", Text),
     Column("expires_at", Double),
     Column("deleted_at", Double),
-    Index("files_live", "expires_at", "size", **_where("deleted_at IS NULL")),
+    Index("files_live", "expires_at", "size", "deleted_at", **_where("deleted_at IS NULL")),
     Index("files_deleted", "deleted_at", **_where("deleted_at IS NOT NULL")),
 )
 

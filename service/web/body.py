@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Final
 
 import structlog
@@ -44,6 +45,10 @@ _OUTCOMES: Final[dict[Ending, TransferOutcome]] = {
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 class StreamBody:
     """A body read through aiohttp's parser: works for every framing."""
 
@@ -67,6 +72,8 @@ class StreamBody:
         self._ending: Ending | None = None
         self._stopped: Ending | None = None
         self._pump: asyncio.Task[None] | None = None
+        #: called when the first byte is asked for
+        self.on_start: Callable[[], None] = _nothing
         self._ticker: asyncio.TimerHandle | None = None
         self._wanted = asyncio.Event()
         self._room = asyncio.Event()
@@ -132,7 +139,13 @@ class StreamBody:
 
     # --- the pump ---------------------------------------------------------------------------
 
+    @property
+    def started(self) -> bool:
+        """Whether anybody asked for a byte: a refused request's body is no transfer."""
+        return self._pump is not None
+
     def _start(self) -> None:
+        self.on_start()
         self._pump = asyncio.create_task(self._run())
         self._schedule()
 
@@ -264,6 +277,8 @@ class Bodies:
         self.draining = False
         #: downloads that are being sent
         self.downloads = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @contextlib.asynccontextmanager
     async def open(self, request: web.Request, framing: Framing) -> AsyncIterator[StreamBody | EmptyBody]:
@@ -277,9 +292,9 @@ class Bodies:
             return
         self.admit()
         body = StreamBody(request, framing, self._pool, self._rules, self._clock)
+        body.on_start = partial(self._metrics.transfer_started, "in")
         began = self._clock.monotonic()
         self._open.add(body)
-        self._metrics.transfer_started("in")
         failed = True
         try:
             yield body
@@ -287,8 +302,9 @@ class Bodies:
         finally:
             self._open.discard(body)
             await body.close()
-            outcome = "error" if failed else _OUTCOMES[body.ending]
-            self._metrics.transfer_ended("in", outcome, body.received, self._clock.monotonic() - began)
+            if body.started:
+                outcome = "error" if failed else _OUTCOMES[body.ending]
+                self._metrics.transfer_ended("in", outcome, body.received, self._clock.monotonic() - began)
 
     @contextlib.contextmanager
     def sending(self) -> Iterator[None]:
@@ -299,10 +315,17 @@ class Bodies:
         """
         self.admit()
         self.downloads += 1
+        self._idle.clear()
         try:
             yield
         finally:
             self.downloads -= 1
+            if not self.downloads:
+                self._idle.set()
+
+    async def idle(self) -> None:
+        """Returns once no download is being sent."""
+        await self._idle.wait()
 
     def admit(self) -> None:
         """Raises unless another transfer may begin (contract, section 5, rule 7; section 12)."""

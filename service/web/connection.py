@@ -23,6 +23,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, inner: asyncio.Protocol) -> None:
         self._inner = inner
+        #: the last bytes received, at least TAIL_BYTES of them if there were so many
         self._tail: list[bytes] = []
         self._tail_bytes = 0
 
@@ -42,10 +43,13 @@ class Connection(asyncio.Protocol):
         return self._inner.eof_received()
 
     def data_received(self, data: bytes) -> None:
-        self._tail.append(data)
-        self._tail_bytes += len(data)
-        while self._tail_bytes - len(self._tail[0]) >= TAIL_BYTES:
-            self._tail_bytes -= len(self._tail.pop(0))
+        if len(data) >= TAIL_BYTES:
+            self._tail, self._tail_bytes = [data[-TAIL_BYTES:]], TAIL_BYTES
+        else:
+            self._tail.append(data)
+            self._tail_bytes += len(data)
+            while self._tail_bytes - len(self._tail[0]) >= TAIL_BYTES:
+                self._tail_bytes -= len(self._tail.pop(0))
         self._inner.data_received(data)
 
     def trailers(self) -> dict[str, str]:

@@ -85,7 +85,8 @@ async def send(request: web.Request, response: web.StreamResponse, body: Body) -
     except (StorageError, OSError) as error:
         if isinstance(error, ConnectionError) or (isinstance(error, OSError) and error.errno in _CLIENT_GONE):
             return _ended(request, response, "client_abort")
-        log.exception("download_failed", reason="storage-unavailable")
+        # without a traceback: to format one is to read source files on the event loop
+        log.error("download_failed", reason="storage-unavailable", error=repr(error))  # noqa: TRY400
         return _ended(request, response, "error")
     return "ok"
 

@@ -41,7 +41,7 @@ def upgrade() -> None:
     live = "state IN ('receiving', 'finishing', 'ready') AND concat_kind <> 'partial'"
     _partial_index("uploads_file_live", "uploads", ["file_id"], live, unique=True)
     op.create_index("uploads_jti", "uploads", ["jti"])
-    _partial_index("uploads_receiving", "uploads", ["expires_at", "offset", "length"], "state = 'receiving'")
+    _partial_index("uploads_receiving", "uploads", ["expires_at", "offset", "length", "state"], "state = 'receiving'")
     _partial_index("uploads_finishing", "uploads", ["updated_at"], "state = 'finishing'")
     _partial_index("uploads_partials", "uploads", ["expires_at"], "state = 'ready' AND concat_kind = 'partial'")
     ended = "state IN ('ready', 'failed', 'expired', 'terminated')"
@@ -107,7 +107,7 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.Double()),
         sa.Column("deleted_at", sa.Double()),
     )
-    _partial_index("files_live", "files", ["expires_at", "size"], "deleted_at IS NULL")
+    _partial_index("files_live", "files", ["expires_at", "size", "deleted_at"], "deleted_at IS NULL")
     _partial_index("files_deleted", "files", ["deleted_at"], "deleted_at IS NOT NULL")
     op.create_table(
         "events",
