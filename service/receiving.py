@@ -22,7 +22,7 @@ from service.metrics import Metrics
 from service.model import Block, Part, State, Upload
 from service.protocol.decide import Intake, expiry, problem_of, settle_checksum
 from service.protocol.intents import ChecksumClaim, Ending, Policy
-from service.protocol.problems import Problem
+from service.protocol.problems import Problem, Refusal
 from service.storage.base import (
     Appender,
     Receipt,
@@ -262,7 +262,10 @@ class Receiver:
             await self._storage.drop(before.id, receipt.drop)
 
     async def _verify(self, progress: Progress, appender: Appender, body: Body, claims: Claims) -> Problem | None:
-        trailer = claims.trailer(body.trailer("Upload-Checksum")) if claims.trailer else None
+        try:
+            trailer = claims.trailer(body.trailer("Upload-Checksum")) if claims.trailer else None
+        except Refusal as malformed:
+            return malformed.problem
         claim = claims.header or trailer
         computed = progress.checksum.digest() if progress.checksum else None
         if computed is None and claim is not None:

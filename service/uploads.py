@@ -94,10 +94,7 @@ class Uploads:
         """
         upload, replayed = await self._claim(intent, verified)
         if replayed:
-            if upload.state is State.RECEIVING:
-                # a creating POST or PATCH that fell silent has committed before we tell the offset
-                await self._leases.hush(upload)
-            return Created(await self._fresh(upload.id), replayed=True)
+            return Created(await self._replayed(upload), replayed=True)
         self._metrics.upload_created(upload.protocol)
         log.info("upload_created", upload_id=upload.id, length=upload.length, kid=verified.kid, jti=verified.jti_hash)
         if intent.concat_kind is ConcatKind.FINAL:
@@ -111,6 +108,21 @@ class Uploads:
             raise Refusal(problem)
         self._raise_if_refused(upload)
         return Created(upload, problem=problem)
+
+    async def _replayed(self, upload: Upload) -> Upload:
+        """What the link's upload is now, once whoever wrote it has committed and stopped (T-0D1)."""
+        if upload.pending_final or upload.complete:
+            return upload
+        try:
+            upload = await self._drive(self._settle(upload.id))
+        except Conflict:
+            upload = await self._fresh(upload.id)
+        except (StorageError, MetadataError) as error:
+            log.warning("finish_postponed", upload_id=upload.id, error=str(error))
+            raise refuse("locked", "all bytes are in; the file is being stored", retry_after=1, close=True) from None
+        self._raise_if_refused(upload)
+        refuse_ended(upload, self._clock.now())
+        return upload
 
     async def _claim(self, intent: Create, verified: VerifiedUpload) -> tuple[Upload, bool]:
         """A new upload counted against the link, or the earlier one. Compare-and-set on the link."""

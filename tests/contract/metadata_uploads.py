@@ -88,6 +88,10 @@ class UploadContract:
         use = use_of(second, uploads=(first.id, second.id), version=1)
         await store.create_upload(second, use)
         assert await store.link_use("backend", first.terms.jti) == replace(use, version=2)
+        third = make_upload(terms=first.terms)
+        with pytest.raises(Conflict):
+            await store.create_upload(third, use_of(third, version=1))
+        assert await store.link_use("backend", first.terms.jti) == replace(use, version=2)
 
     async def test_unknown_link_has_no_later_version(self, store: MetadataStore) -> None:
         """A creation over a version that never was is a Conflict."""

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event
 
+from service.metadata import reads
 from service.metadata.base import MetadataUnavailable
 from service.metadata.engine import Durability
 from service.metadata.migrate import migrate
@@ -169,6 +171,69 @@ async def test_failed_commit_fails_the_group(store: SqlMetadata, url: str) -> No
     assert [upload.offset for upload in (await store.uploads([each.id for each in uploads])).values()] == [0] * 4
     moved = await store.advance(uploads[0].id, epoch=1, from_offset=0, step=step(9), now=NOW)
     assert moved.offset == 9
+
+
+class Held:
+    """A work that stops in the middle until it is let go."""
+
+    def __init__(self) -> None:
+        self._entered, self._let_go = threading.Event(), threading.Event()
+
+    def __call__(self, connection: Connection) -> None:
+        self._entered.set()
+        self._let_go.wait(10)
+
+    async def entered(self) -> None:
+        assert await asyncio.to_thread(self._entered.wait, 10)
+
+    def let_go(self) -> None:
+        self._let_go.set()
+
+
+async def test_cancelled_before_it_began(store: SqlMetadata) -> None:
+    """A creation that is cancelled while it waits for its turn is not made."""
+    held, upload = Held(), make_upload()
+    first = asyncio.ensure_future(store._write(held))
+    await held.entered()
+    waiting = asyncio.ensure_future(store.create_upload(upload, use_of(upload)))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.sleep(0)
+    held.let_go()
+    await first
+    assert await store._write(lambda connection: reads.upload(connection, upload.id)) is None
+
+
+async def test_cancelled_after_it_began(store: SqlMetadata) -> None:
+    """A caller that goes away while its work runs takes no answer from the others of the group."""
+    first, second, upload = Held(), Held(), make_upload()
+    calls = [asyncio.ensure_future(store._write(first))]
+    await first.entered()
+    calls.append(asyncio.ensure_future(store._write(second)))
+    creation = asyncio.ensure_future(store.create_upload(upload, use_of(upload)))
+    await asyncio.sleep(0)
+    first.let_go()
+    await second.entered()
+    calls[1].cancel()
+    await asyncio.sleep(0)
+    second.let_go()
+    await asyncio.wait_for(creation, 10)
+    assert await store.upload(upload.id) == upload
+
+
+async def test_write_lock_is_taken_at_the_start(store: SqlMetadata, url: str) -> None:
+    """What a change reads before it writes cannot be changed by another process in between."""
+
+    def look(connection: Connection) -> str:
+        reads.totals(connection)
+        with closing(sqlite3.connect(path_of(url), timeout=0, isolation_level=None)) as another:
+            try:
+                another.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                return str(error)
+        return "free"
+
+    assert "locked" in await store._write(look)
 
 
 async def test_full_disk_keeps_what_was_acknowledged(store: SqlMetadata) -> None:

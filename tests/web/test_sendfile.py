@@ -6,17 +6,18 @@ import asyncio
 import hashlib
 import os
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from http.client import HTTPConnection, HTTPResponse, IncompleteRead
+from http.client import HTTPConnection, HTTPResponse, HTTPSConnection, IncompleteRead
 from pathlib import Path
 
 import pytest
 
-from tests.web.download_server import BLOCK, FILE_ID, LOOPS, DownloadServer, noise, raw_request, slug
+from tests.web.download_server import BLOCK, FILE_ID, LOOPS, DownloadServer, noise, raw_request, self_signed, slug
 
 
 @pytest.fixture(params=LOOPS)
@@ -153,6 +154,21 @@ def test_a_unix_socket_is_served_too(server: DownloadServer) -> None:
         assert response.read() == content
     assert server.metrics.outcome() == "ok"
     assert server.metrics.bytes == {"sendfile": 2 * BLOCK}
+
+
+def test_tls_never_sees_raw_bytes(server: DownloadServer, tmp_path: Path) -> None:
+    """Over TLS a local file goes through the TLS layer, not around it."""
+    content = noise(2 * BLOCK)
+    server.publish(content)
+    certificate = self_signed(tmp_path)
+    port = server.run(server.listen_tls(certificate))
+    trust = ssl.create_default_context(cafile=certificate)
+    connection = HTTPSConnection("localhost", port, timeout=20, context=trust)
+    connection.request("GET", server.link())
+    assert connection.getresponse().read() == content
+    connection.close()
+    assert server.metrics.outcome() == "ok"
+    assert server.metrics.bytes == {"proxy": 2 * BLOCK}
 
 
 def test_g1_fifty_readers_of_one_file(server: DownloadServer) -> None:
