@@ -32,6 +32,7 @@ from service.protocol.decide import (
     decide_final,
     decide_use,
     limit_of,
+    overdue,
     refuse_ended,
     stored_problem,
 )
@@ -192,11 +193,12 @@ class Uploads:
     async def _forget_overdue(self, made: Any, now: float) -> None:
         """An upload that expired before the sweeper came ends now, so that the link is free (T-05E)."""
         for upload in made:
-            if upload.state is State.RECEIVING and upload.expires_at <= now:
+            if overdue(upload, now):
                 await self.expire(upload, now)
 
     async def _final_length(self, intent: Create, terms: LinkTerms) -> int | None:
         found = await self._metadata.uploads(intent.partials)
+        found = {partial: await self._spared(upload) for partial, upload in found.items()}
         partials = [found.get(partial) for partial in intent.partials]
         length = decide_final(partials, terms.issuer, limit_of(terms, self._policy), self._clock.now())
         if length is not None and terms.size is not None and length != terms.size:
@@ -259,7 +261,7 @@ class Uploads:
         stop = partial(body.stop, Ending.TAKEN_OVER)
         try:
             async with self._leases.hold(upload.id, stop=stop, silent_seconds=body.silent_seconds) as (lease, now_is):
-                intake = decide(now_is)
+                intake = decide(await self._spared(now_is))
                 if intake is None:
                     return now_is, None
                 self._count_resumed(now_is)
@@ -435,7 +437,14 @@ class Uploads:
         upload = await self._metadata.upload(upload_id)
         if upload is None:
             raise refuse("not-found", "no such upload", close=True)
-        return upload
+        return await self._spared(upload)
+
+    async def _spared(self, upload: Upload) -> Upload:
+        """A partial lives at least as long as the pending finals that name it (T-096)."""
+        if upload.concat_kind is not ConcatKind.PARTIAL or not overdue(upload, self._clock.now()):
+            return upload
+        finals = await self._metadata.uploads(await self._metadata.pending_finals(upload.id))
+        return upload.with_(expires_at=max([upload.expires_at, *(final.expires_at for final in finals.values())]))
 
     @staticmethod
     def _raise_if_refused(upload: Upload) -> None:

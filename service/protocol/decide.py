@@ -36,8 +36,16 @@ def refuse_ended(upload: Upload, now: float) -> None:
     """Raises gone (410) for an upload that ended or expired, whether or not the sweeper came (T-093)."""
     if not upload.state.live:
         raise refuse("gone", f"the upload {_END_WORDS[upload.state]}; create a new one")
-    if upload.state is State.RECEIVING and upload.expires_at <= now:
+    if overdue(upload, now):
         raise refuse("gone", "the upload expired; create a new one")
+
+
+def overdue(upload: Upload, now: float) -> bool:
+    """Whether its time is over: of an unfinished upload, and of a partial even when complete (T-0CF)."""
+    expires = upload.state is State.RECEIVING or (
+        upload.state is State.READY and upload.concat_kind is ConcatKind.PARTIAL
+    )
+    return expires and upload.expires_at <= now
 
 
 _END_WORDS = {State.FAILED: "failed", State.EXPIRED: "expired", State.TERMINATED: "was terminated"}
@@ -138,7 +146,7 @@ def _check_partials(intent: Create, terms: LinkTerms, use: LinkUse, policy: Poli
 
 def _replay(intent: Create, earlier: Upload | None, now: float) -> Upload | None:
     """The earlier upload of a single-use link, if this request is the same creation again."""
-    if earlier is None or earlier.state is State.EXPIRED or _overdue(earlier, now):
+    if earlier is None or earlier.state is State.EXPIRED or overdue(earlier, now):
         return None
     if earlier.state is State.TERMINATED:
         raise refuse("gone", "the upload made with this link was terminated", close=True)
@@ -152,10 +160,6 @@ def _replay(intent: Create, earlier: Upload | None, now: float) -> Upload | None
     if not same and not (intent.protocol is Protocol.PUT and intent.length is None):
         raise refuse("link-used", "the link belongs to an upload of another length", close=True)
     return earlier
-
-
-def _overdue(upload: Upload, now: float) -> bool:
-    return upload.state is State.RECEIVING and upload.expires_at <= now
 
 
 def stored_problem(upload: Upload) -> Problem:
