@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from service.model import File, FileId
     from service.storage.base import Storage, StoredFile
 
-#: contract, section 7: the longest that `?wait=` holds a request
-LONGEST_WAIT_SECONDS: Final = 20.0
 _RETRY_SECONDS: Final = 2
 
 
@@ -61,7 +59,7 @@ class Downloads:
                 `gone`, permanent: deleted, expired, or its upload ended without a file.
                 `storage-unavailable`, worth a retry.
         """
-        until = self._clock.monotonic() + min(wait_seconds, LONGEST_WAIT_SECONDS)
+        until = self._clock.monotonic() + wait_seconds
         # watched before the store is read, so that no change falls between
         with self._changes.watch(file_id) as watch:
             while (file := await self._look(file_id)) is None:

@@ -135,7 +135,7 @@ async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterat
             events=events,
             files=files,
         )
-        downloads = Downloads(metadata, storage, clock, changes=changes)
+        downloads = Downloads(metadata, storage, clock, changes=changes, idle_seconds=settings.body_idle)
         pool = BufferPool(settings.buffer_limit)
         metrics.buffer_limit(settings.buffer_limit)
         bodies = Bodies(

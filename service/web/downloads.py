@@ -11,6 +11,7 @@ from service.model import parse_file_id
 from service.protocol import ranges
 from service.protocol.problems import refuse
 from service.web.context import CONTEXT, Context
+from service.web.query import token_of, wait_of
 from service.web.sendfile import Body, send
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ async def download(request: web.Request) -> web.StreamResponse:
         headers["Content-Range"] = plan.content_range
     response = web.StreamResponse(status=plan.status, headers=headers | {"Content-Length": str(plan.length)})
     if request.method == "GET" and plan.length:
-        await _transfer(request, response, context, file, plan)
+        with context.bodies.sending():
+            await _transfer(request, response, context, file, plan)
     return response
 
 
@@ -61,22 +63,8 @@ async def _found(request: web.Request, context: Context) -> tuple[VerifiedDownlo
     file_id = parse_file_id(request.match_info["file_id"])
     if file_id is None:
         raise refuse("not-found", "A download link has the form /d/f_…?sig=….")
-    link = context.gate.download(_token(request), file_id)
-    return link, await context.downloads.find(file_id, wait_seconds=_wait(request))
-
-
-def _token(request: web.Request) -> str | None:
-    """The link's token: in the address, or as Bearer."""
-    if (sig := request.query.get("sig")) is not None:
-        return sig
-    scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
-    return credentials.strip() if scheme.lower() == "bearer" else None
-
-
-def _wait(request: web.Request) -> float:
-    """`?wait=` in whole seconds; what is not a number does not wait."""
-    text = request.query.get("wait", "")
-    return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0.0
+    link = context.gate.download(token_of(request), file_id)
+    return link, await context.downloads.find(file_id, wait_seconds=wait_of(request))
 
 
 def _plan(request: web.Request, file: File, headers: dict[str, str]) -> ranges.ReadPlan:

@@ -6,7 +6,6 @@ One route takes every method (T-043). Rules do not live here: an `if` about stat
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -26,36 +25,14 @@ from service.protocol.dispatch import (
 from service.protocol.intents import Created, Reply
 from service.protocol.problems import Refusal, refuse
 from service.web.context import CONTEXT
+from service.web.query import token_of, wait_of
 from service.web.replies import respond
 
 log = structlog.get_logger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-#: `wait` of a status request is at most this (contract, section 3)
-_MOST_WAIT_SECONDS: Final = 20.0
 UPLOAD_ID: Final = web.RequestKey("upload_id", str)
-
-
-def token_of(request: web.Request) -> str | None:
-    """The token of `?sig=` or `Authorization: Bearer`."""
-    sig = request.query.get("sig")
-    if sig is not None:
-        return sig
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else None
-
-
-def wait_of(request: web.Request) -> float:
-    """`?wait=` in seconds, 0 without it."""
-    text = request.query.get("wait", "0")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds <= _MOST_WAIT_SECONDS:
-        raise refuse("bad-header", f"wait must be a number of seconds from 0 to {_MOST_WAIT_SECONDS:.0f}")
-    return seconds
 
 
 # --- /files ---------------------------------------------------------------------------------

@@ -42,7 +42,10 @@ from service.protocol.problems import Refusal
 from service.storage.base import StoredFile
 from service.storage.filesystem import FilesystemStorage
 from service.web import downloads as handlers
+from service.web.body import Bodies
+from service.web.buffers import BufferPool
 from service.web.context import CONTEXT, Context
+from service.web.pace import PaceRules
 
 NOW = 1_800_000_000.0
 BLOCK = 1 << 20
@@ -167,8 +170,10 @@ class DownloadServer:
         self.downloads = Downloads(
             cast(Any, self.ledger), cast(Any, self.disk), self.clock, changes=self.changes, idle_seconds=30
         )
+        rules, metrics = PaceRules(idle_seconds=60, min_rate=0), cast(Any, self.metrics)
+        bodies = Bodies(BufferPool(2**24), rules, max_transfers=1000, clock=self.clock, metrics=metrics)
         self.context = Context(
-            uploads=cast(Any, None), downloads=self.downloads, bodies=cast(Any, None), origin=cast(Any, None),
+            uploads=cast(Any, None), downloads=self.downloads, bodies=bodies, origin=cast(Any, None),
             discovery=cast(Any, None), metrics=cast(Any, self.metrics), clock=self.clock,
             gate=Gate(
                 lambda: KEYS, audience=None, upload_life_seconds=86400, download_life_seconds=7 * 86400,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import time
@@ -165,7 +166,8 @@ class Sealed:
 async def sealed(tmp_path: Path) -> AsyncIterator[Sealed]:
     """Audience is checked, and the key set has an HS256 and an EdDSA key."""
     secret, edwards = (new_key(alg, issuer="chat", now=time.time()) for alg in ("HS256", "EdDSA"))
-    KeyFile(tmp_path / "var" / "keys.json").update(lambda _: KeySet((edwards, secret)))
+    keys = KeyFile(tmp_path / "var" / "keys.json")
+    await asyncio.to_thread(keys.update, lambda _: KeySet((edwards, secret)))
     async with site(tmp_path, public_url=PUBLIC) as here:
         yield Sealed(here, await here.upload(b"content", audience=PUBLIC), edwards)
 
