@@ -154,9 +154,7 @@ class Finisher:
         self._tell(upload)
         return ready
 
-    async def fail(
-        self, upload: Upload, problem: Problem, *, epoch: int | None, free_link: bool = False
-    ) -> Upload:
+    async def fail(self, upload: Upload, problem: Problem, *, epoch: int | None, free_link: bool = False) -> Upload:
         """The upload is `failed` for good; what storage held unfinished is gone."""
         now = self._clock.now()
         ending = Ending(
@@ -195,12 +193,8 @@ class Finisher:
             return await self.fail(final, problem, epoch=lease.epoch)
         now = self._clock.now()
         step = Advance(to_offset=length, expires_at=final.expires_at, length=length, state=State.FINISHING)
-        return await self._metadata.advance(
-            final.id, epoch=lease.epoch, from_offset=final.offset, step=step, now=now
-        )
+        return await self._metadata.advance(final.id, epoch=lease.epoch, from_offset=final.offset, step=step, now=now)
 
     def _tell(self, upload: Upload) -> None:
         self._changed(upload.id)
         self._changed(upload.file_id)
-
-

@@ -109,9 +109,7 @@ class Leases:
                 taken, asked = await self._take_when_free(upload_id, owner)
                 self._holders[upload_id] = holder
         except TimeoutError:
-            raise refuse(
-                "locked", "another request holds the upload; try again", retry_after=1, close=True
-            ) from None
+            raise refuse("locked", "another request holds the upload; try again", retry_after=1, close=True) from None
         finally:
             if not queue.locked() and upload_id not in self._holders:
                 self._queues.pop(upload_id, None)

@@ -165,15 +165,11 @@ async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterat
         stack.push_async_callback(uploads.drain)
         stack.push_async_callback(runner.cleanup)
         stack.callback(server.close)
-        ops = make_ops_app(
-            metrics, {"storage": storage.probe, "database": metadata.probe}, lambda: bodies.draining
-        )
+        ops = make_ops_app(metrics, {"storage": storage.probe, "database": metadata.probe}, lambda: bodies.draining)
         ops_runner, ops_server, operations = await _listen(ops, settings.ops_listen)
         stack.push_async_callback(ops_runner.cleanup)
         stack.callback(ops_server.close)
-        yield Service(
-            context, janitor, bodies, uploads, metrics, settings, public, operations, runner, server
-        )
+        yield Service(context, janitor, bodies, uploads, metrics, settings, public, operations, runner, server)
 
 
 async def serve(settings: Settings, ready: Callable[[Service], None] | None = None) -> None:
@@ -221,9 +217,7 @@ def _gate(settings: Settings, keys: KeyFile, clock: Clock, metrics: Metrics) -> 
 
 async def _keys(settings: Settings) -> KeyFile:
     """The key set; a first key is made where neither a file nor a setting names one (contract, section 2)."""
-    keys = KeyFile(
-        settings.keys_path, on_broken=lambda error: log.error("keys_broken", detail=str(error))
-    )
+    keys = KeyFile(settings.keys_path, on_broken=lambda error: log.error("keys_broken", detail=str(error)))
     if settings.keys is None:
         made = await asyncio.to_thread(keys.create_default)
         if made is not None:

@@ -245,9 +245,7 @@ class Uploads:
         """
         upload = await self._fresh(intent.upload_id)
         self._decide(intent, upload)
-        upload, problem = await self._drive(
-            self._receive(upload, partial(self._decide, intent), body, _claims(intent))
-        )
+        upload, problem = await self._drive(self._receive(upload, partial(self._decide, intent), body, _claims(intent)))
         self._raise_if_refused(upload)
         return Appended(upload, problem)
 
@@ -485,4 +483,3 @@ def _claims(intent: Create | Append) -> Claims:
 
 def _no_stop() -> None:
     """A short step: a newcomer waits for it, or is told to come again."""
-

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -75,7 +78,7 @@ def _print_link(service: Service) -> None:
         expires_in=HOUR_SECONDS,
         max_size=settings.max_size,
     )
-    link = upload_url(settings.base_url, token)
+    link, command = upload_url(settings.base_url, token), _command(sys.argv[0])
     click.echo(
         f"""
 attachd is listening on {service.public}; operations on {service.operations}.
@@ -86,10 +89,18 @@ An upload link for one file, good for an hour:
 Send a file with either of these:
 
   curl -T FILE '{link}'
-  attachd put FILE '{link}'
+  {command} put FILE '{link}'
 
 Then make a download link with the file id that was answered:
 
-  attachd link download FILE_ID
+  {command} link download FILE_ID
 """
     )
+
+
+def _command(called: str) -> str:
+    """How a shell in this directory calls attachd: what is in a virtual environment need not be on its PATH."""
+    if os.path.basename(called) != "attachd" or shutil.which("attachd") is not None:
+        return "attachd"
+    path = os.path.relpath(called)
+    return shlex.quote(os.path.abspath(called) if path.startswith("..") else path)

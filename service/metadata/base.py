@@ -51,7 +51,7 @@ class Lease:
     until: float
 
 
-class LeaseHeld(Exception):  # noqa: N818 - an answer, not an error
+class LeaseHeld(Exception):
     """Another owner holds the lease, until the instant given."""
 
     def __init__(self, owner: str, until: float) -> None:
@@ -150,7 +150,13 @@ class MetadataStore(Protocol):
         ...
 
     async def advance(
-        self, upload_id: UploadId, *, epoch: int, from_offset: int, step: Advance, now: float,
+        self,
+        upload_id: UploadId,
+        *,
+        epoch: int,
+        from_offset: int,
+        step: Advance,
+        now: float,
         durable: bool = False,
     ) -> Upload:
         """Compare-and-set on (receiving, offset, epoch); returns the upload as it is then.
@@ -162,8 +168,14 @@ class MetadataStore(Protocol):
         ...
 
     async def publish(
-        self, upload_id: UploadId, *, epoch: int, file: File | None, events: Sequence[Event],
-        now: float, durable: bool = False,
+        self,
+        upload_id: UploadId,
+        *,
+        epoch: int,
+        file: File | None,
+        events: Sequence[Event],
+        now: float,
+        durable: bool = False,
     ) -> Upload:
         """`finishing` becomes `ready`; the file row, its manifest and the events exist.
 
@@ -177,8 +189,13 @@ class MetadataStore(Protocol):
         ...
 
     async def end_upload(
-        self, upload_id: UploadId, *, epoch: int | None, ending: Ending,
-        expected: Sequence[State] = (), unexpired_before: float | None = None,
+        self,
+        upload_id: UploadId,
+        *,
+        epoch: int | None,
+        ending: Ending,
+        expected: Sequence[State] = (),
+        unexpired_before: float | None = None,
     ) -> Upload:
         """The upload ends; its ledger and blocks are gone, the lease too. Epoch rises by one.
 

@@ -262,9 +262,7 @@ def problem_of(ending: Ending, *, overrun: bool, offset: int) -> Problem | None:
         case Ending.WHOLE:
             return None
         case Ending.TAKEN_OVER:
-            return Problem(
-                "locked", "a newer request took the upload over", (*where, ("Retry-After", "1")), close=True
-            )
+            return Problem("locked", "a newer request took the upload over", (*where, ("Retry-After", "1")), close=True)
         case Ending.DRAINED:
             return Problem("draining", "resume from Upload-Offset", (*where, ("Retry-After", "1")), close=True)
         case Ending.TIMEOUT | Ending.CUT:
@@ -288,5 +286,3 @@ def settle_checksum(
 def expiry(upload: Upload, policy: Policy, now: float) -> float:
     """When the upload expires if its last byte was accepted now: it slides, up to its longest life (E2)."""
     return min(now + policy.idle_seconds, upload.created_at + policy.life_seconds)
-
-

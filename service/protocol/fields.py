@@ -165,5 +165,3 @@ def text_of(pairs: dict[str, bytes], *names: str) -> str | None:
             except UnicodeDecodeError:
                 continue
     return None
-
-

@@ -86,7 +86,7 @@ class Problem:
         return KINDS[self.slug]
 
 
-class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not an error of ours
+class Refusal(Exception):
     """The request is refused; carries the problem to answer with."""
 
     def __init__(self, problem: Problem) -> None:

@@ -171,9 +171,7 @@ class Storage(Protocol):
         """
         ...
 
-    async def concatenate(
-        self, upload_id: UploadId, sources: Sequence[Sequence[Part]], *, epoch: int
-    ) -> Receipt:
+    async def concatenate(self, upload_id: UploadId, sources: Sequence[Sequence[Part]], *, epoch: int) -> Receipt:
         """Hold the bytes of the sources, joined in order, as the upload. Idempotent.
 
         The sources are left as they are. Nothing passes through Python where the kernel or the

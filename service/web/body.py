@@ -258,16 +258,14 @@ class EmptyBody:
     def silent_seconds(self) -> float:
         return 0.0
 
-    def trailer(self, name: str) -> str | None:  # noqa: ARG002 - the port's signature
+    def trailer(self, name: str) -> str | None:
         return None
 
 
 class Bodies:
     """All open bodies of a process: admission, the pool, and the stop at the end."""
 
-    def __init__(
-        self, pool: BufferPool, rules: PaceRules, max_transfers: int, clock: Clock, metrics: Metrics
-    ) -> None:
+    def __init__(self, pool: BufferPool, rules: PaceRules, max_transfers: int, clock: Clock, metrics: Metrics) -> None:
         self._pool = pool
         self._rules = rules
         self._max_transfers = max_transfers

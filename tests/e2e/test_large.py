@@ -89,7 +89,8 @@ def test_a_large_file_survives_kills_of_both_sides(
     tmp_path: Path, start: Callable[[str, Path, str], subprocess.Popen[str]]
 ) -> None:
     """Sent in one request a time and killed at random points, the file goes on from the server's offset and comes
-    back with the same SHA-256, the offset never falls, and the service stays below 150 MiB of memory."""
+    back with the same SHA-256, the offset never falls, and the service stays below 150 MiB of memory.
+    """
     if start is tus_js:
         require("node", why="" if (NODE / "node_modules").is_dir() else "npm install was not run in tests/e2e/node")
     source, digest = tmp_path / "source.bin", hashlib.sha256()

@@ -9,6 +9,9 @@ import asyncio
 import base64
 import json
 import secrets
+import socket
+import struct
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -108,9 +111,6 @@ class Line:
 
     def reset(self) -> None:
         """RST."""
-        import socket
-        import struct
-
         raw = self.writer.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
@@ -168,8 +168,6 @@ class Site:
     def token(self, **claims: Any) -> str:
         """An upload token; `max` 1 GiB, an hour, single use, unless told otherwise."""
         now = self.clock.now() if self.clock else None
-        import time
-
         terms: dict[str, Any] = {
             "audience": self.base,
             "jti": secrets.token_urlsafe(16),
@@ -186,8 +184,6 @@ class Site:
 
     def download_link(self, file_id: str, **claims: Any) -> str:
         """The path of a download link."""
-        import time
-
         now = self.clock.now() if self.clock else time.time()
         terms: dict[str, Any] = {"audience": self.base, "now": now, "expires_in": 3600}
         terms.update(claims)

@@ -34,7 +34,9 @@ def traces(site: Site) -> dict[str, Any]:
 def events(site: Site) -> list[tuple[str, dict[str, Any]]]:
     """The outbox: types and data, oldest first."""
     with contextlib.closing(sqlite3.connect(site.service.settings.data / "attachd.db")) as database:
-        return [(kind, json.loads(data)) for kind, data in database.execute("select type, data from events order by seq")]
+        return [
+            (kind, json.loads(data)) for kind, data in database.execute("select type, data from events order by seq")
+        ]
 
 
 def count(site: Site, table: str) -> int:
@@ -62,9 +64,7 @@ def claims(site: Site, **changes: Any) -> dict[str, Any]:
     return {name: value for name, value in (good | changes).items() if value is not None}
 
 
-def forge(
-    key: Key, payload: Any, *, secret: bytes | None = None, signature: bytes | None = None, **header: Any
-) -> str:
+def forge(key: Key, payload: Any, *, secret: bytes | None = None, signature: bytes | None = None, **header: Any) -> str:
     """A token with any header and payload, signed by HMAC with the key's secret unless told otherwise."""
     fields = {"alg": "HS256", "kid": key.kid, "typ": "upl+jwt"} | header
     fields = {name: value for name, value in fields.items() if value is not None}
