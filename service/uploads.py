@@ -222,7 +222,7 @@ class Uploads:
     async def _undo(self, upload: Upload, problem: Problem) -> None:
         """A creation whose body did not match its checksum leaves no upload, and the link is free (T-068)."""
         try:
-            await self._finisher.fail(upload, problem, epoch=None, free_link=True)
+            await self._finisher.fail(upload, problem, epoch=upload.epoch, free_link=True)
         except Conflict:
             log.info("upload_undo_overtaken", upload_id=upload.id)
 
@@ -435,7 +435,14 @@ class Uploads:
         upload = await self._metadata.upload(upload_id)
         if upload is None:
             raise refuse("not-found", "no such upload", close=True)
-        return await self._spared(upload)
+        return await self._measured(upload) if upload.pending_final else await self._spared(upload)
+
+    async def _measured(self, final: Upload) -> Upload:
+        """A pending final has a length as soon as each of its partials has one (T-0C8)."""
+        found = await self._metadata.uploads(final.partials) if final.length is None else {}
+        lengths = [found[partial].length for partial in final.partials if partial in found]
+        known = [length for length in lengths if length is not None]
+        return final.with_(length=sum(known)) if found and len(known) == len(final.partials) else final
 
     async def _spared(self, upload: Upload) -> Upload:
         """A partial lives at least as long as the pending finals that name it (T-096)."""

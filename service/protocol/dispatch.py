@@ -14,18 +14,24 @@ from service.protocol.problems import Refusal, refuse
 TUS_VERSION: Final = "1.0.0"
 _IETF_FIELDS: Final = ("Upload-Complete", "Upload-Incomplete", "Upload-Draft-Interop-Version")
 _IETF_TYPE: Final = "application/partial-upload"
-_METHODS: Final = frozenset({"OPTIONS", "POST", "HEAD", "GET", "PATCH", "DELETE", "PUT"})
+#: the methods that tus gives a meaning, and so a version (T-003); OPTIONS ignores it (T-013)
+_VERSIONED: Final = ("POST", "HEAD", "GET", "PATCH", "DELETE")
+METHODS: Final = ("OPTIONS", *_VERSIONED, "PUT")
 
 
 def effective_method(method: str, fields: Fields, allowed: tuple[str, ...]) -> str:
     """The method after `X-HTTP-Method-Override`, which wins over any actual one (T-042).
 
+    A wrong tus version is told before a method that is not served (T-000g).
+
     Raises:
-        Refusal: method-not-allowed, with `Allow`.
+        Refusal: method-not-allowed, with `Allow`; version-unsupported.
     """
     override = single(fields, "X-HTTP-Method-Override")
     meant = method if override is None else override.upper()
-    if meant not in _METHODS or meant not in allowed:
+    if meant in _VERSIONED and has_tus(fields):
+        check_tus_version(fields)
+    if meant not in METHODS or meant not in allowed:
         raise refuse(
             "method-not-allowed",
             "this address serves " + ", ".join(allowed),

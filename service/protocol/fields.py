@@ -42,6 +42,23 @@ def single(fields: Fields, name: str) -> str | None:
     return values[0].strip(" \t") if values else None
 
 
+#: fields that mean one value; a list is no value (T-004)
+_ONCE: Final = (
+    "Tus-Resumable",
+    "Upload-Offset",
+    "Upload-Length",
+    "Upload-Checksum",
+    "Upload-Concat",
+    "Upload-Defer-Length",
+)
+
+
+def refuse_repeats(fields: Fields) -> None:
+    """Raises bad-header if a protocol field was sent more than once, also one that the request does not need."""
+    for name in _ONCE:
+        single(fields, name)
+
+
 # 1*19DIGIT, below 2^63 (T-005)
 def parse_integer(name: str, text: str) -> int:
     """The value in bytes. `-1`, `+5`, `5.0`, `0x5`, `1e3` and the empty string are refused."""

@@ -21,6 +21,7 @@ from service.protocol.fields import (
     parse_framing,
     parse_integer,
     parse_metadata,
+    refuse_repeats,
     single,
     text_of,
 )
@@ -39,7 +40,6 @@ EXTENSIONS: Final = (
     "concatenation",
     "concatenation-unfinished",
 )
-NO_STORE: Final = ("Cache-Control", "no-store")
 
 
 # --- requests -------------------------------------------------------------------------------
@@ -51,6 +51,7 @@ def parse_create(fields: Fields) -> Create:
     Raises:
         Refusal: bad-header, bad-metadata, checksum-unsupported, wrong-content-type, not-found.
     """
+    refuse_repeats(fields)
     framing = parse_framing(fields)
     checksum, trailer = _checksum(fields, framing)
     length = integer(fields, "Upload-Length")
@@ -86,6 +87,7 @@ def parse_append(fields: Fields, upload_id: UploadId) -> Append:
     Raises:
         Refusal: bad-header, checksum-unsupported, wrong-content-type.
     """
+    refuse_repeats(fields)
     framing = parse_framing(fields)
     _check_type(fields)
     checksum, trailer = _checksum(fields, framing)
@@ -155,12 +157,12 @@ def render_appended(outcome: Appended) -> Reply:
 
 def render_head(upload: Upload) -> Reply:
     """200 with everything a client resumes from (tus 1.0.0, HEAD; T-020 to T-029)."""
-    return Reply(200, (*_description(upload), NO_STORE))
+    return Reply(200, _description(upload))
 
 
 def render_status(upload: Upload) -> Reply:
     """`GET`: the status as JSON (contract, section 3; T-02B)."""
-    return Reply(200, (*_description(upload), NO_STORE), json=status_json(upload))
+    return Reply(200, _description(upload), json=status_json(upload))
 
 
 def render_terminated() -> Reply:

@@ -1,20 +1,23 @@
 """The protocol object of a connection: aiohttp's own, with an eye on the raw bytes.
 
 It owns the transport and passes everything on. It is found from a request by the public
-`request.transport.get_protocol()`, and is the place for whatever aiohttp has no API for: today
-the trailer section of a chunked body, which aiohttp parses and drops (A-01).
+`request.transport.get_protocol()`, and is the place for whatever aiohttp has no API for: the
+trailer section of a chunked body, which aiohttp parses and drops (A-01), and not reading the rest
+of a refused body, which aiohttp would do as fast as it comes (A-12, lesson A3).
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from typing import Final
+from typing import Final, cast
 
 from aiohttp import web
 
 #: raw bytes kept for the trailer section
 TAIL_BYTES: Final = 16 * 1024
+#: what is still read of a refused body: a small one ends, so that its connection closes at once
+REFUSED_BYTES: Final = 128 * 1024
 _LAST_CHUNK: Final = re.compile(rb"0+[ \t]*(;[^\r\n]*)?")
 
 
@@ -26,8 +29,13 @@ class Connection(asyncio.Protocol):
         #: the last bytes received, at least TAIL_BYTES of them if there were so many
         self._tail: list[bytes] = []
         self._tail_bytes = 0
+        self._transport: asyncio.Transport | None = None
+        #: bytes of a refused body that are still passed on
+        self._left: int | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's are none by class
+        self._transport = cast(asyncio.Transport, transport)
         self._inner.connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -43,6 +51,8 @@ class Connection(asyncio.Protocol):
         return self._inner.eof_received()
 
     def data_received(self, data: bytes) -> None:
+        if self._left is not None and not self._take_refused(len(data)):
+            return
         if len(data) >= TAIL_BYTES:
             self._tail, self._tail_bytes = [data[-TAIL_BYTES:]], TAIL_BYTES
         else:
@@ -51,6 +61,19 @@ class Connection(asyncio.Protocol):
             while self._tail_bytes - len(self._tail[0]) >= TAIL_BYTES:
                 self._tail_bytes -= len(self._tail.pop(0))
         self._inner.data_received(data)
+
+    def refuse_rest(self) -> None:
+        """The rest of the request's body is not read; the client has aiohttp's lingering time to see its answer."""
+        self._left = REFUSED_BYTES
+
+    def _take_refused(self, size: int) -> bool:
+        """Whether these bytes of a refused body are passed on. What is not cannot make aiohttp go on reading."""
+        self._left = (self._left or 0) - size
+        if self._left >= 0:
+            return True
+        if self._transport is not None:
+            self._transport.pause_reading()
+        return False
 
     def trailers(self) -> dict[str, str]:
         """The trailer fields that ended the bytes received so far, names in lower case.
@@ -80,5 +103,17 @@ def parse_trailers(tail: bytes) -> dict[str, str]:
 
 def trailer_of(request: web.Request, name: str) -> str | None:
     """A trailer of the request's chunked body, once that was read to its end."""
+    connection = _connection_of(request)
+    return connection.trailers().get(name.lower()) if connection is not None else None
+
+
+def refuse_rest(request: web.Request) -> None:
+    """What has not come yet of the request's body is not read. The connection must end with the answer."""
+    connection = _connection_of(request)
+    if connection is not None:
+        connection.refuse_rest()
+
+
+def _connection_of(request: web.Request) -> Connection | None:
     protocol = request.transport.get_protocol() if request.transport is not None else None
-    return protocol.trailers().get(name.lower()) if isinstance(protocol, Connection) else None
+    return protocol if isinstance(protocol, Connection) else None

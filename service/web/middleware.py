@@ -11,10 +11,11 @@ import structlog
 from aiohttp import web
 
 from service.metadata.base import MetadataError
-from service.protocol.dispatch import TUS_VERSION
+from service.protocol.dispatch import TUS_VERSION, has_tus
 from service.protocol.problems import Problem, Refusal
 from service.receiving import storage_problem
 from service.storage.base import StorageError
+from service.web.connection import refuse_rest
 from service.web.context import CONTEXT
 from service.web.cors import Cors
 from service.web.replies import REQUEST_ID, respond_problem
@@ -40,6 +41,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         if _unread(request):
             # the next request would be taken for the rest of this body (A-03b)
             response.force_close()
+            refuse_rest(request)
         seconds = context.clock.monotonic() - began
         route = _route(request)
         context.metrics.http_request(route, request.method, response.status, seconds)
@@ -83,8 +85,12 @@ async def present_errors(request: web.Request, handler: Handler) -> web.StreamRe
 async def decorate(request: web.Request, response: web.StreamResponse) -> None:
     """Signal `on_response_prepare`: also reaches answers of the router itself (A-06)."""
     request.app[CORS].decorate(request, response)
-    if request.path == "/files" or request.path.startswith("/files/"):
+    files = request.path == "/files" or request.path.startswith("/files/")
+    if files or has_tus(request.headers):
         response.headers["Tus-Resumable"] = TUS_VERSION
+    if files:
+        # a cached 404 or 410 would outlive the next upload at the same link as much as a cached offset (T-023)
+        response.headers["Cache-Control"] = "no-store"
     request_id = request.get(REQUEST_ID)
     if request_id is not None:
         response.headers["X-Request-ID"] = request_id

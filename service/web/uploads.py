@@ -15,7 +15,7 @@ from aiohttp import web
 from service.model import Protocol, UploadId, parse_upload_id
 from service.protocol import put, tus
 from service.protocol.dispatch import (
-    check_tus_version,
+    METHODS,
     effective_method,
     has_tus,
     protocol_of,
@@ -71,8 +71,6 @@ async def plain(request: web.Request) -> web.StreamResponse:
 
 async def made(request: web.Request) -> web.StreamResponse:
     """`HEAD /files?sig=`: the upload that a single-use link made (T-02D)."""
-    if has_tus(request.headers):
-        check_tus_version(request.headers)
     context = request.app[CONTEXT]
     upload = await context.uploads.made_by(context.gate.upload(token_of(request)).terms)
     if upload is None:
@@ -89,13 +87,12 @@ def _location(request: web.Request, outcome: Created) -> str:
 
 
 def _require_tus(request: web.Request) -> None:
-    """T-000a to T-000e, T-001, T-003."""
+    """T-000a to T-000e, T-001; which version it is was looked at with the method (T-000g)."""
     protocol = protocol_of(request.headers)
     if protocol is Protocol.IETF:
         raise refuse_ietf(request.headers)
     if protocol is None:
         raise version_refusal()
-    check_tus_version(request.headers)
 
 
 # --- /files/u_... ---------------------------------------------------------------------------
@@ -105,7 +102,7 @@ async def upload(request: web.Request) -> web.StreamResponse:
     """`/files/u_...`: the upload itself. The address is the capability; a token is not looked at."""
     upload_id = parse_upload_id(request.match_info["tail"])
     if upload_id is None:
-        if request.method == "PUT":
+        if effective_method(request.method, request.headers, METHODS) == "PUT":
             return await plain(request)
         raise refuse("not-found", "no such upload", close=True)
     request[UPLOAD_ID] = upload_id
@@ -128,8 +125,6 @@ async def head(request: web.Request, upload_id: UploadId) -> web.StreamResponse:
 
 async def status(request: web.Request, upload_id: UploadId) -> web.StreamResponse:
     """`GET`: the status as JSON, whatever the protocol (T-02B)."""
-    if has_tus(request.headers):
-        check_tus_version(request.headers)
     found = await request.app[CONTEXT].uploads.status(upload_id, wait_of(request))
     return respond(request, tus.render_status(found))
 
@@ -158,7 +153,6 @@ def _require_tus_version(request: web.Request) -> None:
     """Every upload served here was made with tus or PUT: `Tus-Resumable` is a must (T-000c)."""
     if not has_tus(request.headers):
         raise version_refusal()
-    check_tus_version(request.headers)
 
 
 _ENDPOINT: Final[dict[str, Handler]] = {"OPTIONS": options, "POST": create, "HEAD": made, "PUT": plain}

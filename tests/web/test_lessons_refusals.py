@@ -308,7 +308,7 @@ WAYS: Mapping[str, Way] = {
     "declared": Way(_known, None),
     "deferred": Way(_deferred, 0),
     "deferred and chunked": Way(_deferred_chunked, LIMIT),
-    "deferred, then told": Way(_deferred_then_told, 0),
+    "deferred, then told": Way(_deferred_then_told, None),
     "in the POST": Way(_in_post, None),
     "in a deferred POST": Way(_in_post_deferred, None),
     "in a chunked POST": Way(_in_post_chunked, LIMIT),
@@ -418,7 +418,7 @@ async def test_A5_metadata_is_opaque(here: Site, name: str) -> None:
     """Hostile names and storage coordinates in metadata come back verbatim and do nothing else."""
     pairs = {
         "filename": name, "_s3_parts": "[]", "_s3_upload_id": name, "key": "../../evil", "path": name, "bucket": "evil",
-        "Storage": name, "offset": "5", "id": "u_" + "a" * 26, "__proto__": name,
+        "Storage": name, "offset": "5", "__proto__": name, "id": "u_" + "a" * 26,
     }  # fmt: skip
     metadata = ",".join(f"{key} {b64(value.encode())}" for key, value in pairs.items())
     path = await here.create(5, Upload_Metadata=metadata)
@@ -440,7 +440,7 @@ async def test_A5_storage_coordinates_stay_private(here: Site) -> None:
     told = io.StringIO()
     with logging_to(told):
         said, coordinates = await _whole_life(here)
-    assert len(coordinates) >= 4
+    assert len(coordinates) >= 3
     shown = "\n".join([*said, told.getvalue(), *(repr(event) for event in events(here))])
     assert "upload_ready" in shown
     assert [secret for secret in (*coordinates, str(here.service.settings.data)) if secret in shown] == []
@@ -464,7 +464,8 @@ async def _whole_life(here: Site) -> tuple[list[str], set[str]]:
     answers += [await here.ask("GET", link, {"Range": "bytes=9999-"}), await here.ask("DELETE", path, TUS)]
     answers += [await here.ask("GET", link), await here.ask("GET", path), await here.ask("GET", "/nothing")]
     said = [repr((answer.reason, sorted(answer.headers.items()), answer.body)) for answer in answers]
-    return said, coordinates | {Path(name).name for name in coordinates}
+    # the id of the upload is public, and a file is called like it; a segment's name is not
+    return said, (coordinates | {Path(name).name for name in coordinates}) - {here.upload_id(path)}
 
 
 @contextlib.contextmanager

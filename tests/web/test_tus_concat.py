@@ -213,6 +213,7 @@ async def test_T_0C9_partial_terminated(here: Site) -> None:
     assert "upload.failed" in await events(here)
 
 
+@pytest.mark.blocking  # the traceback in the log reads source lines
 async def test_T_0C9_partial_lost(here: Site) -> None:
     """And with one whose bytes are gone from the disk."""
     first, second = await partial(here, b"hello"), await partial(here, b"", 5)

@@ -1,0 +1,105 @@
+"""The machine's own limit: `python -m tests.bench.limit PORT DIRECTORY DURABILITY`.
+
+One blocking loop, one connection at a time, just enough HTTP that the same client can talk to it.
+Uploads: receive 1 MiB, XXH3-128, write, again. Downloads: sendfile. No checks of any kind: it
+shows what the kernel's copies and the hash alone cost, and nobody should run it for real.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+from typing import Final
+
+import xxhash
+
+STEP: Final = 1 << 20
+_LENGTH: Final = re.compile(rb"\r\nContent-Length: ([0-9]+)")
+
+
+class Limit:
+    """What is left of a service when everything is left out."""
+
+    def __init__(self, directory: Path, *, sync: bool) -> None:
+        self.directory = directory
+        self.sync = sync
+        self.made = 0
+        self.lengths: dict[str, int] = {}
+        self.buffer = bytearray(STEP)
+
+    def serve(self, peer: socket.socket) -> None:
+        """Every request of the connection, until its end."""
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while True:
+            # One byte at a time costs nothing here: there are few heads and each precedes MiBs, and
+            # so the body is left in the socket.
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                byte = peer.recv(1)
+                if not byte:
+                    return
+                head += byte
+            method, target, _ = head.split(b" ", 2)
+            peer.sendall(self.answer(peer, method, target.decode(), head))
+
+    def answer(self, peer: socket.socket, method: bytes, target: str, head: bytes) -> bytes:
+        """The head of the answer, or b"" where the answer has been sent."""
+        path = self.directory / target.rpartition("/")[2]
+        if method == b"POST":
+            self.made += 1
+            self.lengths[str(self.made)] = int(head.lower().partition(b"upload-length: ")[2].split(b"\r\n")[0])
+            (self.directory / str(self.made)).touch()
+            return _head("201 Created", f"Location: /files/{self.made}", "Content-Length: 0")
+        if method == b"PATCH":
+            found = _LENGTH.search(head)
+            assert found is not None
+            return _head("204 No Content", f"Upload-Offset: {self.append(peer, path, int(found[1]))}")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            peer.sendall(_head("200 OK", f"Content-Length: {size}"))
+            start = 0
+            while start < size:
+                start += os.sendfile(peer.fileno(), file.fileno(), start, size - start)
+        return b""
+
+    def append(self, peer: socket.socket, path: Path, length: int) -> int:
+        """Where the file ends after the body."""
+        hasher = xxhash.xxh3_128()
+        view = memoryview(self.buffer)
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+        try:
+            while length:
+                count = peer.recv_into(view, min(length, STEP), socket.MSG_WAITALL)
+                if not count:
+                    break
+                hasher.update(view[:count])
+                os.write(fd, view[:count])
+                length -= count
+            hasher.digest()
+            end = os.fstat(fd).st_size
+            if self.sync and end == self.lengths[path.name]:
+                os.fdatasync(fd)
+            return end
+        finally:
+            os.close(fd)
+
+
+def _head(status: str, *lines: str) -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode()
+
+
+def main() -> None:
+    port, directory, durability = sys.argv[1:]
+    limit = Limit(Path(directory), sync=durability != "none")
+    with socket.create_server(("127.0.0.1", int(port))) as listener:
+        while True:
+            peer, _ = listener.accept()
+            with peer:
+                limit.serve(peer)
+
+
+if __name__ == "__main__":
+    main()
