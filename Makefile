@@ -5,12 +5,13 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check clean
+.PHONY: help run test check bench clean
 
 help:
 	@echo "make run    set up and start the service on 127.0.0.1:8080, with a link to try it"
 	@echo "make test   set up and run every test; ARGS='-k links' picks some"
 	@echo "make check  format, lint, types, layers"
+	@echo "make bench  set up and measure, side by side with others; ARGS='--quick' shows that it works"
 	@echo "make clean  remove what the others made, except var/"
 
 run: $(VENV)/.run
@@ -24,6 +25,9 @@ check: $(VENV)/.test
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest --quiet tests/unit/test_layers.py
+
+bench: $(VENV)/.test
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

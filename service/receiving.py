@@ -140,6 +140,8 @@ class Receiver:
         The upload is `finishing` afterwards if its last byte came. Trouble with storage is a
         problem too, worth a retry: what was held before is committed.
         """
+        if upload.complete:
+            return upload, await self._nothing_more(upload, body)
         ledger = await self._metadata.ledger(upload.id) if upload.offset else ()
         progress = Progress(
             upload,
@@ -162,6 +164,12 @@ class Receiver:
         except Conflict:
             problem = problem_of(Ending.TAKEN_OVER, overrun=False, offset=progress.upload.offset)
         return progress.upload, problem
+
+    @staticmethod
+    async def _nothing_more(upload: Upload, body: Body) -> Problem | None:
+        """A chunked body tells only by its end that it is empty, and nothing else fits (T-039)."""
+        more = await body.read() is not None
+        return problem_of(body.ending, overrun=more, offset=upload.offset)
 
     async def _hasher(self, upload: Upload, ledger: Sequence[Part]) -> hashing.BlockHasher:
         """Hashing goes on where the last whole block ended; what follows is read back, at most one block."""

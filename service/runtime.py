@@ -58,6 +58,8 @@ _KEEPALIVE_SECONDS: Final = 75.0
 _KEYS_LOOK_SECONDS: Final = 1.0
 _LAG_LOOK_SECONDS: Final = 0.5
 _BACKLOG: Final = 1024
+#: free disk that is left to the database, so that a full disk can be recorded, and given back (lesson D5)
+_RESERVE_BYTES: Final = 16 * 2**20
 
 
 @dataclass(slots=True)
@@ -112,7 +114,7 @@ async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterat
         await metadata.open()
         # one process owns this database: whoever held a lease is gone
         await metadata.drop_leases()
-        disk = FilesystemStorage(settings.data, durability=settings.durability)
+        disk = FilesystemStorage(settings.data, durability=settings.durability, reserve_bytes=_RESERVE_BYTES)
         storage = MeteredStorage(disk, metrics, clock)
         stack.push_async_callback(storage.close)
         await storage.open()

@@ -244,6 +244,8 @@ class Uploads:
             Refusal: what `decide_append` raises; not-found; locked; what refuses the whole file.
         """
         upload = await self._fresh(intent.upload_id)
+        if upload.state is State.FINISHING:
+            self._go_on(upload)
         self._decide(intent, upload)
         upload, problem = await self._drive(self._receive(upload, partial(self._decide, intent), body, _claims(intent)))
         self._raise_if_refused(upload)

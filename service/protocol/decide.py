@@ -195,14 +195,17 @@ def decide_append(intent: Append, upload: Upload, policy: Policy, now: float) ->
     """How the body is taken; None if the upload is complete and the empty body asks for nothing.
 
     Raises:
-        Refusal: gone, bad-header (framing of another protocol), final-upload, offset-mismatch,
-            length-mismatch, too-large.
+        Refusal: gone, bad-header (framing of another protocol), final-upload, locked (being
+            stored), offset-mismatch, length-mismatch, too-large.
     """
     refuse_ended(upload, now)
     if (intent.protocol is Protocol.IETF) is not (upload.protocol is Protocol.IETF):
         raise refuse("bad-header", "the upload was made with another protocol; continue with that one", close=True)
     if upload.concat_kind is ConcatKind.FINAL:
         raise refuse("final-upload", "a final upload is made of its partial uploads only", close=True)
+    if upload.state is State.FINISHING:
+        # offset = length is told only of a complete file (T-02C)
+        raise refuse("locked", "all bytes are in; the file is being stored", retry_after=1, close=True)
     if intent.offset != upload.offset:
         raise refuse(
             "offset-mismatch",

@@ -229,7 +229,8 @@ def _standing(upload: Upload) -> tuple[tuple[str, str], ...]:
     """Where the upload stands after a request that moved or made it."""
     if upload.pending_final:
         return () if upload.state is not State.RECEIVING else (("Upload-Expires", http_date(upload.expires_at)),)
-    headers = offset_headers(upload)
+    # offset = length is told only of a complete file (T-02C)
+    headers = offset_headers(upload) if upload.state is not State.FINISHING else ()
     if has_file(upload):
         headers += (("Attachd-File-Id", upload.file_id),)
     return headers
@@ -237,6 +238,9 @@ def _standing(upload: Upload) -> tuple[tuple[str, str], ...]:
 
 def _description(upload: Upload) -> tuple[tuple[str, str], ...]:
     headers = list(_standing(upload))
+    if upload.state is State.FINISHING and not upload.pending_final:
+        # the status names the state beside it
+        headers.append(("Upload-Offset", str(upload.offset)))
     if upload.length is not None:
         headers.append(("Upload-Length", str(upload.length)))
     elif upload.concat_kind is not ConcatKind.FINAL:

@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 from aiohttp import web
 
+from service.metadata.base import MetadataError
 from service.model import Protocol, UploadId, parse_upload_id
 from service.protocol import put, tus
 from service.protocol.dispatch import (
@@ -117,9 +118,13 @@ async def head(request: web.Request, upload_id: UploadId) -> web.StreamResponse:
         found = await request.app[CONTEXT].uploads.inspect(upload_id)
     except Refusal:
         raise
+    except MetadataError as error:
+        log.warning("metadata_failed", upload_id=upload_id, error=str(error))
     except Exception:
         log.exception("head_failed", upload_id=upload_id)
-        raise refuse("locked", "the state is not to be had now; ask again", retry_after=1) from None
+    else:
+        return respond(request, tus.render_head(found))
+    raise refuse("locked", "the state is not to be had now; ask again", retry_after=1)
     return respond(request, tus.render_head(found))
 
 

@@ -14,7 +14,7 @@ import selectors
 import socket
 import struct
 import time
-from collections.abc import Buffer, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Final, NamedTuple, Self
 
@@ -45,9 +45,10 @@ class Answer(NamedTuple):
             raise Unexpected(f"no {name} in {self.head!r}")
         return found[1].decode("latin-1").strip()
 
-    def expect(self, *statuses: int) -> Self:
-        if self.status not in statuses:
-            raise Unexpected(f"expected {statuses}: {self.head!r}")
+    def expect(self, status: int, *, offset: int | None = None) -> Self:
+        """The answer itself, or Unexpected if its status or its `Upload-Offset` is another."""
+        if self.status != status or (offset is not None and self.header("Upload-Offset") != str(offset)):
+            raise Unexpected(f"expected {status}, offset {offset}: {self.head!r}")
         return self
 
 
@@ -64,7 +65,7 @@ class Connection:
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.socket = socket.create_connection(address, LIMIT_SECONDS)
-        self.socket.setblocking(True)  # noqa: FBT003 - drops the time limit that Python keeps by polling
+        self.socket.setblocking(True)
         limit = struct.pack("ll", LIMIT_SECONDS, 0)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
@@ -79,12 +80,12 @@ class Connection:
     def __exit__(self, *_: object) -> None:
         self.socket.close()
 
-    def send(self, request: bytes, body: Buffer = b"") -> None:
+    def send(self, request: bytes, body: bytes = b"") -> None:
         self.sent_at = time.perf_counter()
         self._bodiless = request.startswith(b"HEAD ")
         sent = self.socket.sendmsg([request, body])
-        if sent < len(request) + memoryview(body).nbytes:
-            self.socket.sendall(b"".join([request, body])[sent:])
+        if sent < len(request) + len(body):
+            self.socket.sendall((request + body)[sent:])
 
     def send_file(self, source: int, start: int, end: int) -> None:
         """The bytes [start, end) of an open file."""
@@ -104,7 +105,7 @@ class Connection:
         self._drop(length - early)
         return answer, length
 
-    def ask(self, request: bytes, body: Buffer = b"") -> Answer:
+    def ask(self, request: bytes, body: bytes = b"") -> Answer:
         self.send(request, body)
         return self.answer()
 
@@ -134,14 +135,13 @@ class Connection:
 
 
 def burst(
-    address: tuple[str, int], requests: Sequence[bytes], body: Buffer, connections: int, statuses: Iterable[int]
+    address: tuple[str, int], requests: Sequence[bytes], body: bytes, connections: int, check: Callable[[Answer], None]
 ) -> list[float]:
-    """Every request is answered with one of the statuses; seconds that each took.
+    """Every request is answered, and `check` is content with the answer; seconds that each took.
 
     As many are under way as there are connections. A time holds what the answer waited until this
     client, which is busy with the others, came to read it.
     """
-    wanted = tuple(statuses)
     waiting: Iterator[bytes] = iter(requests)
     taken: list[float] = []
     with ExitStack() as stack, selectors.DefaultSelector() as selector:
@@ -155,7 +155,7 @@ def burst(
                 raise Unexpected(f"no answer within {LIMIT_SECONDS} s")
             for key, _ in ready:
                 connection = key.data
-                connection.answer().expect(*wanted)
+                check(connection.answer())
                 taken.append(time.perf_counter() - connection.sent_at)
                 following = next(waiting, None)
                 if following is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -31,6 +30,7 @@ from tests.contract.storage_values import (
     uncommitted,
     unfinished,
 )
+from tests.volumes import small_volume
 
 
 @pytest.fixture
@@ -51,18 +51,8 @@ async def storage(root: Path) -> AsyncIterator[FilesystemStorage]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A volume of 1 MiB."""
-    volume = tmp_path / "volume"
-    volume.mkdir()
-    mount = shutil.which("mount")
-    if (
-        mount is None
-        or subprocess.run(
-            [mount, "-t", "tmpfs", "-o", "size=1m", "none", volume], capture_output=True, check=False
-        ).returncode
-    ):
-        pytest.skip("mounting a small volume needs rights that this user has not")
-    yield volume
-    subprocess.run(["umount", "-l", volume], check=True)
+    with small_volume(tmp_path / "volume", "1m") as volume:
+        yield volume
 
 
 async def test_d5_a_full_disk_keeps_what_was_held_and_goes_on(small_disk: Path) -> None:

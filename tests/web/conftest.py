@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import io
+import logging
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
+from service import logs
 from tests.web.harness import FakeClock, Site, site
 
 
@@ -22,3 +26,19 @@ async def later(tmp_path: Path) -> AsyncIterator[Site]:
     """A running service whose clock the test moves: `later.clock.forward(seconds)`."""
     async with site(tmp_path, clock=FakeClock()) as running:
         yield running
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """All that is logged while the test runs, as the service writes it."""
+    root, before = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers[:], root.level
+    stream = io.StringIO()
+    logs.configure("json", "info", stream)
+    # else the loggers of modules would keep the stream
+    structlog.configure(cache_logger_on_first_use=False)
+    yield stream
+    structlog.configure(**before)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)

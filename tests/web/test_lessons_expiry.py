@@ -6,7 +6,7 @@ import asyncio
 import random
 import re
 from collections.abc import AsyncIterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -159,7 +159,7 @@ _FIXDATE = re.compile(
 def instant_of(text: str) -> float:
     """The instant of an IMF-fixdate, strictly (RFC 9110 5.6.7)."""
     assert _FIXDATE.fullmatch(text), text
-    return datetime.strptime(text, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=timezone.utc).timestamp()
+    return datetime.strptime(text, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC).timestamp()
 
 
 async def test_E2_a_busy_upload_lives_for_days(later: Site) -> None:

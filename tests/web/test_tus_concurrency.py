@@ -95,6 +95,14 @@ async def test_T_0D1_older_makes_way(here: Site, older: str, newer: str) -> None
     else:
         assert (await here.ask("DELETE", path, TUS)).status == 204
     await assert_stopped(line, 5)
+
+
+async def test_T_0D1_connection_of_the_older_ends(here: Site) -> None:
+    """The older request's connection is closed, although its body was to go on."""
+    path = await here.create(10)
+    line = await begin_patch(here, path, 0, b"hello", length=10)
+    await here.patch(path, 0, b"")
+    await assert_stopped(line, 5)
     assert await line.closed()
 
 

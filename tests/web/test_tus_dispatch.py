@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import pytest
-import structlog
 
-from service import logs
 from tests.web.harness import OCTETS, TUS, Answer, Site, head
 from tests.web.traces import traces
 from tests.web.under_way import begin, begin_patch, until
@@ -433,19 +430,6 @@ async def test_T_007_limits_spare_valid_clients(here: Site) -> None:
     target = await here.create(10) + "?x=" + "a" * 32768
     found = await here.ask("HEAD", target, TUS | fields | {"Upload-Metadata": "a" * 65000})
     assert found.status == 200
-
-
-@pytest.fixture
-def log() -> Iterator[io.StringIO]:
-    """Everything logged, as the service writes it."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    stream = io.StringIO()
-    logs.configure("json", "info", stream)
-    yield stream
-    root.handlers[:], root.level = handlers, level
-    structlog.reset_defaults()
-    logging.captureWarnings(capture=False)
 
 
 async def test_T_007_one_line_in_the_log(log: io.StringIO, here: Site) -> None:

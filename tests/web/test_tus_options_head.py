@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,9 @@ async def test_T_024_completed_upload(here: Site) -> None:
     assert (answer.status, answer.offset, answer.headers["Upload-Length"]) == (200, 5, "5")
 
 
-@pytest.mark.parametrize(("state", "status"), [("unknown", 404), ("expired", 410), ("terminated", 410), ("failed", 410)])
+@pytest.mark.parametrize(
+    ("state", "status"), [("unknown", 404), ("expired", 410), ("terminated", 410), ("failed", 410)]
+)
 async def test_T_025_no_live_upload(later: Site, state: str, status: int) -> None:
     """HEAD of what is not live answers 404 or 410, without an offset and without a body."""
     path = await ended(later, state)
@@ -201,7 +204,7 @@ async def assert_locked(here: Site, path: str) -> None:
 
 @pytest.mark.parametrize("error", [out_of_reach, OSError, RuntimeError, TimeoutError])
 async def test_T_028_metadata_out_of_reach(
-    here: Site, error: Callable[[], Exception], monkeypatch: pytest.MonkeyPatch
+    log: io.StringIO, here: Site, error: Callable[[], Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the state cannot be read HEAD answers 423, and 200 once it can."""
     path = await here.create(10)
@@ -255,11 +258,10 @@ async def test_T_028_draining(here: Site) -> None:
 async def test_T_028_served_until_the_end_of_a_drain(here: Site) -> None:
     """While a stop waits for a download to end HEAD is answered, on a new connection too."""
     path = await here.create(10)
-    here.service.bodies.downloads = 1
-    stopping = asyncio.create_task(here.service.stop())
-    await until(lambda: here.service.bodies.draining)
-    assert (await here.head(path)).status == 200
-    here.service.bodies.downloads = 0
+    with here.service.bodies.sending():
+        stopping = asyncio.create_task(here.service.stop())
+        await until(lambda: here.service.bodies.draining)
+        assert (await here.head(path)).status == 200
     await stopping
 
 
@@ -382,7 +384,9 @@ async def test_T_02B_disturbs_no_writer(here: Site) -> None:
     assert ((await line.answer()).status, (await here.head(path)).offset) == (204, 10)
 
 
-@pytest.mark.parametrize(("state", "status"), [("unknown", 404), ("expired", 410), ("terminated", 410), ("failed", 410)])
+@pytest.mark.parametrize(
+    ("state", "status"), [("unknown", 404), ("expired", 410), ("terminated", 410), ("failed", 410)]
+)
 async def test_T_02B_status_of_no_live_upload(later: Site, state: str, status: int) -> None:
     """GET of what is not live answers 404 or 410 as problem+json."""
     answer = await later.ask("GET", await ended(later, state))
@@ -464,7 +468,9 @@ async def test_T_02D_token_in_the_header(here: Site) -> None:
     """The token may come as Bearer, too."""
     token = here.token()
     headers = {"Authorization": f"Bearer {token}"}
-    assert (await here.ask("POST", "/files", TUS | headers | {"Upload-Length": "5", "Content-Type": OCTETS})).status == 201
+    assert (
+        await here.ask("POST", "/files", TUS | headers | {"Upload-Length": "5", "Content-Type": OCTETS})
+    ).status == 201
     assert (await here.ask("HEAD", "/files", headers)).status == 204
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -21,7 +20,6 @@ from service.storage.filesystem.layout import Durability, Layout, lock, translat
 from service.storage.filesystem.threads import Threads
 
 _PROBE: Final = b"attachd" * 64
-_statvfs = aiofiles.os.wrap(os.statvfs)
 
 
 class FilesystemStorage:
@@ -32,12 +30,14 @@ class FilesystemStorage:
         durability: `complete`, `always` or `none` (contract, section 5).
         threads: how many writes run at once, and as many again of everything that is slower
             (syncs, reads, joins), so that none of those keeps a byte of an upload waiting.
+        reserve_bytes: free space that uploads may not use, so that whoever shares the disk, above
+            all the database that records them, can still write.
     """
 
     name = "filesystem"
 
-    def __init__(self, root: Path, *, durability: str, threads: int = 8) -> None:
-        self._layout = Layout(root, Durability(durability))
+    def __init__(self, root: Path, *, durability: str, threads: int = 8, reserve_bytes: int = 0) -> None:
+        self._layout = Layout(root, Durability(durability), reserve_bytes)
         self._writers = Threads(threads, "attachd-write")
         self._helpers = Threads(threads, "attachd-disk")
 
@@ -66,10 +66,9 @@ class FilesystemStorage:
                     raise StorageUnavailable("it does not give locks")
 
     async def free_bytes(self) -> int | None:
-        """See `Storage.free_bytes`. What an unprivileged user may still write."""
+        """See `Storage.free_bytes`. What an unprivileged user may still write, less the reserve."""
         with translated("asking for free space"):
-            found = await _statvfs(self._layout.root, executor=self._helpers.executor)
-        return found.f_bavail * found.f_frsize
+            return await self._helpers.run(self._layout.free_bytes)
 
     @asynccontextmanager
     async def append(

@@ -111,6 +111,7 @@ class DiskAppender:
             if self._observe is not None:
                 self._observe(data)
             with translated("writing"):
+                self._layout.check_room(len(data))
                 if self._fd is None:
                     key, self._fd = self._layout.create(self._upload_id, self._epoch)
                     self._part = replace(self._part, key=key)

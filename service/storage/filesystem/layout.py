@@ -43,11 +43,12 @@ def translated(doing: str) -> Iterator[None]:
 class Layout:
     """Names to paths and back, and the directories they need."""
 
-    def __init__(self, root: Path, durability: Durability) -> None:
+    def __init__(self, root: Path, durability: Durability, reserve_bytes: int = 0) -> None:
         self.root = root
         self.uploads = root / "uploads"
         self.files = root / "files"
         self.durability = durability
+        self._reserve_bytes = reserve_bytes
         self._made: set[Path] = set()
 
     def make(self) -> None:
@@ -56,6 +57,16 @@ class Layout:
             directory.mkdir(mode=0o750, parents=True, exist_ok=True)
         if self.durability is not Durability.NONE:
             sync_directory(self.root)
+
+    def free_bytes(self) -> int:
+        """What an unprivileged user may still write, less the reserve; never negative."""
+        found = os.statvfs(self.root)
+        return max(found.f_bavail * found.f_frsize - self._reserve_bytes, 0)
+
+    def check_room(self, size: int) -> None:
+        """Raises StorageFull rather than eat into the reserve."""
+        if self._reserve_bytes and size > self.free_bytes():
+            raise StorageFull("no room is left but the reserve")
 
     def file(self, key: str) -> Path:
         """Where the finished file of that key is. Raises StorageShort: the key is none of ours."""

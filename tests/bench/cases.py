@@ -1,0 +1,180 @@
+"""What is measured: each case prepares a piece of work for one side, which is then timed.
+
+Whatever a client would have beforehand (links, an upload to ask about, a file to fetch) is made
+before the clock starts. The work checks what it is answered: a side that loses bytes is not fast.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from tests.bench.client import Answer, Connection, Unexpected, burst, head
+from tests.bench.sides import Side, target
+
+OCTETS: Final = "application/offset+octet-stream"
+MIB: Final = 1 << 20
+
+Unit = Literal["bytes", "requests"]
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much of it: the sizes that `--size` and `--quick` choose."""
+
+    size: int = 512 * MIB
+    chunk: int = 8 * MIB
+    small: int = 64 * 1024
+    files: int = 2000
+    heads: int = 20_000
+    connections: int = 16
+
+    @classmethod
+    def quick(cls) -> Load:
+        """Sizes that show that it works, and nothing else."""
+        return cls(size=3 * MIB, chunk=MIB, files=48, heads=200)
+
+
+class Source:
+    """The bytes to upload, in the page cache."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.size = size
+        block = os.urandom(MIB)
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        for at in range(0, size, MIB):
+            os.write(self.fd, block[: min(MIB, size - at)])
+        # Written back now, lest it be while a side is measured.
+        os.fsync(self.fd)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of work for one side: `run` does it and tells how long each request took, if there are many."""
+
+    run: Callable[[], list[float]]
+    #: bytes, or requests
+    amount: int
+    #: bytes that the side will store
+    writes: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """`set_up` once for each started side; what it returns goes into `work`, once a round."""
+
+    title: str
+    unit: Unit
+    set_up: Callable[[Side, Load, Source], Any]
+    work: Callable[[Side, Load, Source, Any], Work]
+
+
+def _upload(side: Side, creation: str, source: Source, size: int, chunk: int) -> tuple[str, Answer]:
+    """The upload's location and the last answer, once the side has acknowledged every byte."""
+    with Connection(side.address) as connection:
+        made = connection.ask(head("POST", creation, side.address, upload_length=size, content_length=0)).expect(201)
+        location = made.header("Location")
+        path, last = target(location), made
+        for start in range(0, size, chunk):
+            end = min(start + chunk, size)
+            request = head(
+                "PATCH", path, side.address, upload_offset=start, content_length=end - start, content_type=OCTETS
+            )
+            connection.send(request)
+            connection.send_file(source.fd, start, end)
+            last = connection.answer().expect(204, offset=end)
+    return location, last
+
+
+def _nothing(side: Side, load: Load, source: Source) -> None:
+    """Needs nothing beforehand."""
+
+
+def _one(side: Side, load: Load, source: Source, _: object) -> Work:
+    return _large(side, source, load.size, load.size)
+
+
+def _chunks(side: Side, load: Load, source: Source, _: object) -> Work:
+    return _large(side, source, load.size, load.chunk)
+
+
+def _large(side: Side, source: Source, size: int, chunk: int) -> Work:
+    (creation,) = side.creations(1, size)
+
+    def run() -> list[float]:
+        _upload(side, creation, source, size, chunk)
+        return []
+
+    return Work(run, amount=size, writes=size)
+
+
+def _small(side: Side, load: Load, source: Source, _: object) -> Work:
+    body = os.pread(source.fd, load.small, 0)
+    requests = [
+        head("POST", creation, side.address, upload_length=len(body), content_length=len(body), content_type=OCTETS)
+        for creation in side.creations(load.files, len(body))
+    ]
+
+    def kept_whole(answer: Answer) -> None:
+        answer.expect(201, offset=len(body))
+
+    return Work(
+        lambda: burst(side.address, requests, body, load.connections, kept_whole),
+        amount=load.files,
+        writes=load.files * len(body),
+    )
+
+
+def _a_file(side: Side, load: Load, source: Source) -> str:
+    (creation,) = side.creations(1, load.size)
+    location, last = _upload(side, creation, source, load.size, load.size)
+    # Written back now, lest it be while it is read.
+    os.sync()
+    return side.download(location, last)
+
+
+def _download(side: Side, load: Load, source: Source, path: str) -> Work:
+    def run() -> list[float]:
+        with Connection(side.address) as connection:
+            connection.send(head("GET", path, side.address))
+            answer, length = connection.download()
+            answer.expect(200)
+            if length != load.size:
+                raise Unexpected(f"expected {load.size} bytes, got {length}")
+        return []
+
+    return Work(run, amount=load.size)
+
+
+def _unfinished(side: Side, load: Load, source: Source) -> list[str]:
+    """An upload for each connection."""
+    with Connection(side.address) as connection:
+        asked = (
+            connection.ask(head("POST", creation, side.address, upload_length=load.size, content_length=0)).expect(201)
+            for creation in side.creations(load.connections, load.size)
+        )
+        return [target(answer.header("Location")) for answer in asked]
+
+
+def _heads(side: Side, load: Load, source: Source, paths: list[str]) -> Work:
+    requests = [head("HEAD", paths[at % len(paths)], side.address) for at in range(load.heads)]
+
+    def at_the_start(answer: Answer) -> None:
+        answer.expect(200, offset=0)
+
+    return Work(lambda: burst(side.address, requests, b"", load.connections, at_the_start), amount=load.heads)
+
+
+CASES: Final[Mapping[str, Case]] = {
+    "one": Case("{size} in one PATCH", "bytes", _nothing, _one),
+    "chunks": Case("{size} in {chunk} PATCHes", "bytes", _nothing, _chunks),
+    "small": Case("{small} creation-with-upload, {connections} connections", "requests", _nothing, _small),
+    "download": Case("download of {size}, one reader", "bytes", _a_file, _download),
+    "head": Case("HEAD, {connections} connections", "requests", _unfinished, _heads),
+}

@@ -1,0 +1,234 @@
+"""What is held against what: attachd, the machine's limit, a plain aiohttp service.
+
+A further side is a class with the members of `Side`, added to `SIDES`. It is started for one case
+in a directory of its own, as processes whose leader leads a group, and speaks tus 1.0.0 as far as
+the cases it takes part in need: creation, creation-with-upload, PATCH, HEAD, and a GET.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Protocol, Self
+from urllib.parse import urlsplit
+
+from tests.bench.client import Answer
+from tests.bench.machine import group
+from tests.e2e.process import ROOT, ServiceProcess, free_port
+
+START_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True)
+class Does:
+    """What a side does with its time, so that nobody compares unlike things unawares."""
+
+    hashing: str
+    durability: str
+    authentication: str
+    database: str
+    logging: str
+    processes: str
+
+    def __str__(self) -> str:
+        return "; ".join(f"{name}: {value}" for name, value in asdict(self).items())
+
+
+class Side(Protocol):
+    """A server under measurement. As a context: it answers inside, and is gone outside."""
+
+    #: the cases it can take part in
+    CASES: frozenset[str]
+
+    def __init__(self, directory: Path, case: str, durability: str) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    @property
+    def does(self) -> Does: ...
+
+    @property
+    def address(self) -> tuple[str, int]: ...
+
+    @property
+    def files(self) -> Path:
+        """The directory below which it keeps bytes, and nothing else."""
+
+    def pids(self) -> list[int]:
+        """Every process of it that runs now."""
+
+    def creations(self, count: int, size: int) -> list[str]:
+        """As many request targets, each good for creating one upload of that size."""
+
+    def download(self, location: str, last: Answer) -> str:
+        """The request target of a finished file, given its upload's `Location` and the last answer."""
+
+
+def target(url: str) -> str:
+    """Path and query of a URL, or of a path."""
+    parts = urlsplit(url)
+    return parts.path + (f"?{parts.query}" if parts.query else "")
+
+
+class Attachd:
+    """The service as a process, with its defaults except durability."""
+
+    CASES = frozenset({"one", "chunks", "small", "download", "head"})
+
+    def __init__(self, directory: Path, case: str, durability: str) -> None:
+        self._service = ServiceProcess(directory, ATTACHD_DURABILITY=durability)
+        self._durability = durability
+
+    def __enter__(self) -> Self:
+        self._service.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._service.kill()
+
+    @property
+    def does(self) -> Does:
+        return Does(
+            hashing="XXH3-128 of each 8 MiB block",
+            durability=_synced(self._durability, "data, directories and database before the last answer"),
+            authentication="an HS256 link for each upload and download, each verified",
+            database="SQLite, every offset committed before it is answered",
+            logging="JSON lines into a file",
+            processes="one",
+        )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self._service.address
+
+    @property
+    def files(self) -> Path:
+        return self._service.data / "files"
+
+    def pids(self) -> list[int]:
+        return self._service.pids()
+
+    def creations(self, count: int, size: int) -> list[str]:
+        return [target(self._service.mint_upload(max_size=max(size, 1))) for _ in range(count)]
+
+    def download(self, location: str, last: Answer) -> str:
+        return target(self._service.mint_download(last.header("Attachd-File-Id")))
+
+
+class _Module:
+    """A module of this package as a server: called with port, directory and durability."""
+
+    CASES: frozenset[str]
+    NAME: str
+
+    def __init__(self, directory: Path, case: str, durability: str) -> None:
+        self.files = directory / "files"
+        self.durability = durability
+        self.arguments: list[str] = []
+        self.port = free_port()
+        self._log = directory / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.files.mkdir(parents=True)
+        command = [sys.executable, "-m", f"tests.bench.{self.NAME}", str(self.port), str(self.files), self.durability]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command + self.arguments, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            self._wait_ready()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return ("127.0.0.1", self.port)
+
+    def pids(self) -> list[int]:
+        assert self._process is not None
+        return group(self._process.pid)
+
+    def creations(self, count: int, size: int) -> list[str]:
+        return ["/files"] * count
+
+    def download(self, location: str, last: Answer) -> str:
+        return target(location).replace("/files/", "/d/")
+
+    def _wait_ready(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with suppress(OSError), socket.create_connection(self.address, 1):
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"{self.NAME} did not start\n{self._log.read_text(errors='replace')}")
+
+
+class Limit(_Module):
+    """The machine's own limit: `limit.py`."""
+
+    CASES = frozenset({"one", "chunks", "download"})
+    NAME = "limit"
+
+    @property
+    def does(self) -> Does:
+        return Does(
+            hashing="XXH3-128 of each body",
+            durability=_synced(self.durability, "data before the last answer"),
+            authentication="none",
+            database="none",
+            logging="none",
+            processes="one blocking loop, one connection at a time",
+        )
+
+
+class Naive(_Module):
+    """A plain aiohttp handler: `naive.py`."""
+
+    CASES = frozenset({"one", "chunks", "small", "download", "head"})
+    NAME = "naive"
+
+    def __init__(self, directory: Path, case: str, durability: str) -> None:
+        super().__init__(directory, case, durability)
+        # Each where it is the faster one: aiohttp has no sendfile under uvloop.
+        self.loop = "asyncio" if case == "download" else "uvloop"
+        self.arguments = [self.loop]
+
+    @property
+    def does(self) -> Does:
+        return Does(
+            hashing="XXH3-128 of the file",
+            durability=_synced(self.durability, "data before the last answer"),
+            authentication="none",
+            database="none, offsets in memory",
+            logging="none",
+            processes=f"one, {self.loop}'s loop",
+        )
+
+
+def _synced(durability: str, what: str) -> str:
+    return "left to the kernel" if durability == "none" else f"{what}: synced"
+
+
+#: by the name they have in the table; the others are held against the first
+SIDES: Final[Mapping[str, type[Side]]] = {"attachd": Attachd, "limit": Limit, "naive": Naive}

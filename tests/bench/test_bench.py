@@ -1,0 +1,73 @@
+"""The benchmark works; how fast anything is, no test says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.bench.client import Answer, Unexpected
+from tests.bench.report import Sample, rows
+from tests.e2e.process import ROOT
+
+SAMPLE = Sample(seconds=1.0, amount=100, cpu_seconds=0.5, client_seconds=0.1, peak_bytes=10**6, latencies=(), warm=True)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are read from /proc")
+
+
+def still_running(directory: Path) -> list[str]:
+    """Processes whose command line or environment names the directory."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            told = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if str(directory).encode() in told:
+            found.append(process.name)
+    return found
+
+
+def test_a_quick_run_measures_every_side_and_leaves_nothing(tmp_path: Path) -> None:
+    """One case prints a row for each side, ends every process it started and removes its files."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.bench", "--quick", "--case", "one", "--directory", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    lines = [line.split("|")[1].strip() for line in run.stdout.splitlines() if line.startswith("| ")]
+    assert lines == ["side", "attachd", "limit", "naive"]
+    assert still_running(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ratio_compares_rounds_not_medians() -> None:
+    """A machine that slows down from round to round leaves the ratio of two sides as it is."""
+    slowing = [replace(SAMPLE, seconds=seconds) for seconds in (1.0, 2.0, 9.0)]
+    half = [replace(sample, seconds=2 * sample.seconds) for sample in slowing]
+    first, second = rows({"attachd": slowing, "other": half}, "requests")
+    assert (first[3], second[3]) == ("1", "2.00")
+
+
+def test_a_cold_round_is_left_out() -> None:
+    """A round in which pages were cold changes neither the median nor the ratio, and is told."""
+    own = [SAMPLE, replace(SAMPLE, seconds=50.0, warm=False)]
+    first, second = rows({"attachd": own, "other": [SAMPLE, SAMPLE]}, "requests")
+    assert (first[1], first[-1], second[3]) == ("100/s", "1 of 2", "1.00")
+
+
+def test_rounds_that_were_all_cold_are_shown_as_such() -> None:
+    """Where no round was warm the figures are those of the cold ones, marked."""
+    (row,) = rows({"attachd": [replace(SAMPLE, warm=False)]}, "requests")
+    assert (row[1], row[-1]) == ("100/s", "1, all cold")
+
+
+def test_a_side_that_keeps_less_than_it_was_sent_is_not_measured() -> None:
+    """An answer with another offset than expected ends the run."""
+    answer = Answer(201, b"HTTP/1.1 201 Created\r\nUpload-Offset: 0\r\n")
+    assert answer.expect(201, offset=0) is answer
+    with pytest.raises(Unexpected):
+        answer.expect(201, offset=65536)
