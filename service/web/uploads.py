@@ -125,7 +125,6 @@ async def head(request: web.Request, upload_id: UploadId) -> web.StreamResponse:
     else:
         return respond(request, tus.render_head(found))
     raise refuse("locked", "the state is not to be had now; ask again", retry_after=1)
-    return respond(request, tus.render_head(found))
 
 
 async def status(request: web.Request, upload_id: UploadId) -> web.StreamResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -102,7 +103,7 @@ def test_where_the_network_cuts(cuts: list[int], body: bytes) -> None:
     connection = Connection(inner)
     whole = coded(body, {"a": "1", "b": ""})
     edges = sorted({0, len(whole), *(cut % (len(whole) + 1) for cut in cuts)})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         connection.data_received(whole[start:end])
         connection.data_received(b"")
     assert connection.trailers() == {"a": "1", "b": ""}
@@ -121,6 +122,9 @@ def test_section_too_long(size: int, kept: bool) -> None:
 def test_memory_is_bounded(size: int) -> None:
     """Of a long body only the tail is kept, however it is cut."""
     connection = Connection(Swallow())
-    for _ in range(100_000 // size + 2):
+    most = 0
+    for turn in range(40_000 // size + 2):
         connection.data_received(bytes(size))
-        assert sum(map(len, connection._tail)) < TAIL_BYTES + size
+        if turn % 100 == 0 or size > 100:
+            most = max(most, sum(map(len, connection._tail)))
+    assert most < TAIL_BYTES + size

@@ -23,8 +23,10 @@ VECTORS = [
     (
         "sha512",
         b"abc",
-        "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a"
-        "2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f",
+        (
+            "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a"
+            "2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f"
+        ),
     ),
     ("md5", b"abc", "900150983cd24fb0d6963f7d28e17f72"),
     ("crc32c", b"123456789", "e3069283"),

@@ -364,7 +364,7 @@ async def test_T_0CG_plan_survives_a_restart(tmp_path: Path, monkeypatch: pytest
         hold = Hold(first, "concatenate", monkeypatch)
         path = await final(first, await partial(first, b"hello"))
         async with site(tmp_path) as second:
-            await until(lambda: hold.waiting.is_set())
+            await until(hold.waiting.is_set)
             assert (await second.head(path)).status == 200
             assert (await settled(second, path)).offset == 5
             assert await second.stored(path) == b"hello"
