@@ -6,26 +6,39 @@ terms, the key's id and a short hash for the log.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from service.links import LinkRefusal, VerifiedDownload, VerifiedUpload, verify_download, verify_upload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from service.clock import Clock
-    from service.links import KeySet
+    from service.keyset import KeySet
     from service.metrics import Metrics
     from service.model import FileId
 
+T = TypeVar("T", VerifiedUpload, VerifiedDownload)
+
+#: tokens of unknown keys make the key set be read again at most so often
+_RELOAD_SECONDS: Final = 0.1
+
 
 class Gate:
-    """Verifies upload and download links against the current keys."""
+    """Verifies upload and download links against the current keys.
+
+    Args:
+        keys: the set as last read; does no I/O.
+        reload: the set as it is now; asked when a token names a key that is not in `keys`, so that
+            a link signed right after `attachd keys new` works at once.
+    """
 
     def __init__(
         self,
         keys: Callable[[], KeySet],
         *,
+        reload: Callable[[], Awaitable[KeySet]] | None = None,
         audience: str | None,
         upload_life_seconds: float,
         download_life_seconds: float,
@@ -33,49 +46,56 @@ class Gate:
         metrics: Metrics,
     ) -> None:
         self._keys = keys
+        self._reload = reload
+        self._reloaded_at = float("-inf")
         self._audience = audience
         self._upload_life_seconds = upload_life_seconds
         self._download_life_seconds = download_life_seconds
         self._clock = clock
         self._metrics = metrics
 
-    def upload(self, token: str | None) -> VerifiedUpload:
+    async def upload(self, token: str | None) -> VerifiedUpload:
         """The terms of an upload link, `expired` ones included: a replay needs them (T-05C).
 
         Raises:
             Refusal: bad-link, wrong-scope.
         """
-        try:
-            verified = verify_upload(
-                token or "",
-                self._keys(),
-                now=self._clock.now(),
-                audience=self._audience,
-                max_life_seconds=self._upload_life_seconds,
-            )
-        except LinkRefusal as refusal:
-            self._metrics.token_verified(refusal.result)
-            raise
+        verified = await self._verified(partial(verify_upload, token or "", max_life_seconds=self._upload_life_seconds))
         self._metrics.token_verified("expired" if verified.expired else "ok", kid=verified.kid)
         return verified
 
-    def download(self, token: str | None, file_id: FileId) -> VerifiedDownload:
+    async def download(self, token: str | None, file_id: FileId) -> VerifiedDownload:
         """The terms of a download link for this very file.
 
         Raises:
             Refusal: bad-link, wrong-scope, link-expired.
         """
+        verified = await self._verified(
+            partial(verify_download, token or "", file_id=file_id, max_life_seconds=self._download_life_seconds)
+        )
+        self._metrics.token_verified("ok", kid=verified.kid)
+        return verified
+
+    async def _verified(self, verify: Callable[..., T]) -> T:
+        check = partial(verify, now=self._clock.now(), audience=self._audience)
         try:
-            verified = verify_download(
-                token or "",
-                self._keys(),
-                now=self._clock.now(),
-                audience=self._audience,
-                file_id=file_id,
-                max_life_seconds=self._download_life_seconds,
-            )
+            return check(keys=self._keys())
+        except LinkRefusal as refusal:
+            if refusal.result != "unknown-key" or not self._may_reload():
+                self._metrics.token_verified(refusal.result)
+                raise
+        try:
+            return check(keys=await self._reloaded())
         except LinkRefusal as refusal:
             self._metrics.token_verified(refusal.result)
             raise
-        self._metrics.token_verified("ok", kid=verified.kid)
-        return verified
+
+    def _may_reload(self) -> bool:
+        now = self._clock.monotonic()
+        if self._reload is None or now - self._reloaded_at < _RELOAD_SECONDS:
+            return False
+        self._reloaded_at = now
+        return True
+
+    async def _reloaded(self) -> KeySet:
+        return self._keys() if self._reload is None else await self._reload()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from service.hashing import checksum
 from service.model import ConcatKind, LinkTerms, LinkUse, Protocol, State, Upload, UploadId
 from service.protocol.fields import http_date
 from service.protocol.intents import Append, ChecksumClaim, Create, Ending, Policy
@@ -224,8 +225,15 @@ def decide_append(intent: Append, upload: Upload, policy: Policy, now: float) ->
             close=True,
         )
     if upload.state is State.READY and intent.framing.empty:
+        _check_empty(intent.checksum)
         return None
     return Intake(limit=room, length=length, whole=intent.checksum is not None or intent.checksum_trailer)
+
+
+def _check_empty(claim: ChecksumClaim | None) -> None:
+    problem = claim and settle_checksum(claim, None, checksum(claim.algorithm).digest(), expect_trailer=False)
+    if problem is not None:
+        raise Refusal(problem)
 
 
 def _length_after(intent: Append, upload: Upload, policy: Policy) -> int | None:

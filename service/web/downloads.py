@@ -63,7 +63,7 @@ async def _found(request: web.Request, context: Context) -> tuple[VerifiedDownlo
     file_id = parse_file_id(request.match_info["file_id"])
     if file_id is None:
         raise refuse("not-found", "A download link has the form /d/f_…?sig=….")
-    link = context.gate.download(token_of(request), file_id)
+    link = await context.gate.download(token_of(request), file_id)
     return link, await context.downloads.find(file_id, wait_seconds=wait_of(request))
 
 

@@ -85,6 +85,8 @@ async def present_errors(request: web.Request, handler: Handler) -> web.StreamRe
 async def decorate(request: web.Request, response: web.StreamResponse) -> None:
     """Signal `on_response_prepare`: also reaches answers of the router itself (A-06)."""
     request.app[CORS].decorate(request, response)
+    # not which Python and which aiohttp
+    response.headers["Server"] = "attachd"
     files = request.path == "/files" or request.path.startswith("/files/")
     if files or has_tus(request.headers):
         response.headers["Tus-Resumable"] = TUS_VERSION

@@ -53,7 +53,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     """`POST /files`: tus creation."""
     _require_tus(request)
     context = request.app[CONTEXT]
-    verified = context.gate.upload(token_of(request))
+    verified = await context.gate.upload(token_of(request))
     intent = tus.parse_create(request.headers)
     async with context.bodies.open(request, intent.framing) as body:
         outcome = await context.uploads.create(intent, verified, body)
@@ -63,7 +63,7 @@ async def create(request: web.Request) -> web.StreamResponse:
 async def plain(request: web.Request) -> web.StreamResponse:
     """`PUT /files` and `PUT /files/NAME`."""
     context = request.app[CONTEXT]
-    verified = context.gate.upload(token_of(request))
+    verified = await context.gate.upload(token_of(request))
     intent = put.parse_put(request.headers, request.match_info.get("tail"))
     async with context.bodies.open(request, intent.framing) as body:
         outcome = await context.uploads.create(intent, verified, body)
@@ -73,7 +73,8 @@ async def plain(request: web.Request) -> web.StreamResponse:
 async def made(request: web.Request) -> web.StreamResponse:
     """`HEAD /files?sig=`: the upload that a single-use link made (T-02D)."""
     context = request.app[CONTEXT]
-    upload = await context.uploads.made_by(context.gate.upload(token_of(request)).terms)
+    verified = await context.gate.upload(token_of(request))
+    upload = await context.uploads.made_by(verified.terms)
     if upload is None:
         raise refuse("not-found", "the link has made no upload yet")
     current = await context.uploads.inspect(upload.id)

@@ -65,7 +65,10 @@ def run_case(name: str, sides: Sequence[str], load: Load, options: Options, dire
                 measure(side, name, small, source, case.set_up(side, small, source), pages)
             started[label] = (side, case.set_up(side, load, source))
         samples: Mapping[str, list[Sample]] = {label: [] for label in taking}
+        deadline = time.monotonic() + options.case_seconds
         for number in range(options.rounds):
+            if number and time.monotonic() > deadline:
+                break
             # Another one begins each time: to come after a certain other may be a disadvantage.
             turn = number % len(taking)
             for label in taking[turn:] + taking[:turn]:
@@ -88,6 +91,7 @@ class Options:
 
     rounds: int
     durability: str
+    case_seconds: float
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -100,13 +104,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--durability", choices=["none", "complete"], default="none", help="for every side (none; attachd's: complete)"
     )
+    parser.add_argument(
+        "--case-seconds", type=float, default=60.0, help="a case that took longer begins no further round (60)"
+    )
     parser.add_argument("--directory", type=Path, help="where files go, on the disk to measure (the system's own)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works, and nothing else")
     given = parser.parse_args(arguments)
     load = Load.quick() if given.quick else Load()
     if given.size:
         load = dataclasses.replace(load, size=given.size)
-    options = Options(max(1, given.rounds or (1 if given.quick else 5)), given.durability)
+    options = Options(max(1, given.rounds or (1 if given.quick else 5)), given.durability, given.case_seconds)
     # An orderly end, so that the servers are ended as well.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="attachd-bench-", dir=given.directory) as name:

@@ -28,8 +28,8 @@ class Load:
     size: int = 512 * MIB
     chunk: int = 8 * MIB
     small: int = 64 * 1024
-    files: int = 2000
-    heads: int = 20_000
+    files: int = 1000
+    heads: int = 10_000
     connections: int = 16
 
     @classmethod

@@ -17,6 +17,7 @@ from typing import Final
 import xxhash
 
 STEP: Final = 1 << 20
+NOT_SENT: Final = 128 * 1024
 _LENGTH: Final = re.compile(rb"\r\nContent-Length: ([0-9]+)")
 
 
@@ -33,6 +34,8 @@ class Limit:
     def serve(self, peer: socket.socket) -> None:
         """Every request of the connection, until its end."""
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # The less waits in the socket, the warmer it is in the processor's cache when it is read.
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT)
         while True:
             # One byte at a time costs nothing here: there are few heads and each precedes MiBs, and
             # so the body is left in the socket.
@@ -62,7 +65,7 @@ class Limit:
             peer.sendall(_head("200 OK", f"Content-Length: {size}"))
             start = 0
             while start < size:
-                start += os.sendfile(peer.fileno(), file.fileno(), start, size - start)
+                start += os.sendfile(peer.fileno(), file.fileno(), start, min(NOT_SENT, size - start))
         return b""
 
     def append(self, peer: socket.socket, path: Path, length: int) -> int:

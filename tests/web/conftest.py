@@ -14,6 +14,16 @@ from service import logs
 from tests.web.harness import FakeClock, Site, site
 
 
+@pytest.fixture(autouse=True)
+def _plain_tracebacks() -> Iterator[None]:
+    """As the service's own logging: structlog's default asks the disk for each frame of a traceback, which blocks."""
+    before = structlog.get_config()
+    plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*before["processors"][:-1], plain])
+    yield
+    structlog.configure(**before)
+
+
 @pytest.fixture
 async def here(tmp_path: Path) -> AsyncIterator[Site]:
     """A running service with default settings, on this machine's clock."""

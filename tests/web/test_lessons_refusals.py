@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from service import logs
 from service.web.connection import Connection
 from tests.web.harness import OCTETS, TUS, Answer, Site, b64, path_of, site
 from tests.web.traces import events, traces
@@ -435,13 +432,11 @@ async def test_A5_metadata_is_opaque(here: Site, name: str) -> None:
     assert name == "" or name not in names[0]
 
 
-async def test_A5_storage_coordinates_stay_private(here: Site) -> None:
+async def test_A5_storage_coordinates_stay_private(here: Site, log: io.StringIO) -> None:
     """No key, path or directory of storage is in any answer, log line or event of an upload's whole life."""
-    told = io.StringIO()
-    with logging_to(told):
-        said, coordinates = await _whole_life(here)
+    said, coordinates = await _whole_life(here)
     assert len(coordinates) >= 3
-    shown = "\n".join([*said, told.getvalue(), *(repr(event) for event in events(here))])
+    shown = "\n".join([*said, log.getvalue(), *(repr(event) for event in events(here))])
     assert "upload_ready" in shown
     assert [secret for secret in (*coordinates, str(here.service.settings.data)) if secret in shown] == []
 
@@ -466,19 +461,3 @@ async def _whole_life(here: Site) -> tuple[list[str], set[str]]:
     said = [repr((answer.reason, sorted(answer.headers.items()), answer.body)) for answer in answers]
     # the id of the upload is public, and a file is called like it; a segment's name is not
     return said, (coordinates | {Path(name).name for name in coordinates}) - {here.upload_id(path)}
-
-
-@contextlib.contextmanager
-def logging_to(stream: io.StringIO) -> Iterator[None]:
-    """The service's own logging, down to debug, goes to the stream."""
-    root, before = logging.getLogger(), structlog.get_config()
-    handlers, level = root.handlers[:], root.level
-    logs.configure("json", "debug", stream)
-    # else the loggers of modules would keep the stream
-    structlog.configure(cache_logger_on_first_use=False)
-    try:
-        yield
-    finally:
-        structlog.configure(**before)
-        root.handlers[:] = handlers
-        root.setLevel(level)

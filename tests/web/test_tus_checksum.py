@@ -389,3 +389,11 @@ async def test_T_0AA_empty_body_at_the_end(here: Site) -> None:
     await here.patch(path, 0, b"hello")
     answer = await here.patch(path, 5, b"", Upload_Checksum=sha1(b""))
     assert (answer.status, answer.offset) == (204, 5)
+
+
+async def test_T_0AA_empty_body_mismatch_at_the_end(here: Site) -> None:
+    """Where it mismatches too."""
+    path = await here.create(5)
+    await here.patch(path, 0, b"hello")
+    assert (await here.patch(path, 5, b"", Upload_Checksum=sha1(b"hello"))).status == 460
+    assert (await here.head(path)).offset == 5
