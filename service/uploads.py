@@ -283,7 +283,7 @@ class Uploads:
             # recorded as finishing: the next request or the janitor goes on (lesson C1)
             log.warning("finish_postponed", upload_id=upload.id, error=str(error))
             failed = error if isinstance(error, StorageError) else StorageError()
-            return upload, problem or storage_problem(failed)
+            return upload, storage_problem(failed)
         if upload.concat_kind is ConcatKind.PARTIAL and upload.complete:
             self._nudge_finals(upload.id)
         return upload, problem

@@ -231,7 +231,9 @@ def decide_append(intent: Append, upload: Upload, policy: Policy, now: float) ->
 
 
 def _check_empty(claim: ChecksumClaim | None) -> None:
-    problem = claim and settle_checksum(claim, None, checksum(claim.algorithm).digest(), expect_trailer=False)
+    if claim is None:
+        return
+    problem = settle_checksum(claim, None, checksum(claim.algorithm).digest(), expect_trailer=False)
     if problem is not None:
         raise Refusal(problem)
 

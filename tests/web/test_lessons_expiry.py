@@ -7,12 +7,13 @@ import random
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.web.harness import TUS, FakeClock, Site, site
-from tests.web.traces import count, events
+from tests.web.traces import count, events, forward, instant
 from tests.web.under_way import begin_patch, held, until
 
 HOUR = 3600
@@ -26,11 +27,6 @@ async def brief(tmp_path: Path) -> AsyncIterator[Site]:
         yield running
 
 
-def clock_of(here: Site) -> FakeClock:
-    assert here.clock is not None
-    return here.clock
-
-
 # --- E1: expiry happens, once, and by itself ------------------------------------------------------
 
 
@@ -39,7 +35,7 @@ async def test_E1_expired_is_gone_without_a_sweep(brief: Site, method: str) -> N
     """Past its time an upload is 410 although no sweeper came."""
     path = await brief.create(10)
     await brief.patch(path, 0, b"hello")
-    clock_of(brief).forward(2.5)
+    forward(brief, 2.5)
     if method == "PATCH":
         answer = await brief.patch(path, 5, b"world")
     else:
@@ -52,9 +48,9 @@ async def test_E1_a_sweep_reaps_once(brief: Site) -> None:
     path = await brief.create(10)
     await brief.patch(path, 0, b"hello")
     alive = await brief.create(10)
-    clock_of(brief).forward(1.5)
+    forward(brief, 1.5)
     await brief.patch(alive, 0, b"hello")
-    clock_of(brief).forward(1)
+    forward(brief, 1)
     assert len(brief.leftovers()) == 2
     await asyncio.gather(brief.service.janitor.sweep(), brief.service.janitor.sweep())
     assert len(brief.leftovers()) == 1
@@ -78,7 +74,7 @@ async def test_E1_a_finished_file_is_not_reaped(brief: Site) -> None:
     """What is finished stays, however often the sweeper comes."""
     file = await brief.upload(b"content")
     for _ in range(3):
-        clock_of(brief).forward(HOUR / 2)
+        forward(brief, HOUR / 2)
         await brief.service.janitor.sweep()
     assert await brief.fetch(file) == b"content"
 
@@ -87,7 +83,7 @@ async def test_E1_a_running_body_is_not_reaped(brief: Site) -> None:
     """A sweep while a body is being received takes nothing away, though the term is over."""
     path = await brief.create(10)
     line = await begin_patch(brief, path, 0, b"hello", length=10)
-    clock_of(brief).forward(3)
+    forward(brief, 3)
     await brief.service.janitor.sweep()
     await line.send(b"world")
     assert (await line.answer()).status == 204
@@ -116,7 +112,7 @@ async def test_E1_whole_or_gone(brief: Site, seed: int) -> None:
     for _ in range(50):
         path = await brief.create(10)
         await brief.patch(path, 0, b"hello")
-        clock_of(brief).forward(chance.choice([1.5, 2.0, 2.5]))
+        forward(brief, chance.choice([1.5, 2.0, 2.5]))
 
         async def patch(path: str = path) -> int:
             await _some_turns(chance.randrange(12))
@@ -124,11 +120,11 @@ async def test_E1_whole_or_gone(brief: Site, seed: int) -> None:
 
         async def sweep() -> None:
             await _some_turns(chance.randrange(60))
-            clock_of(brief).forward(chance.choice([0, 1]))
+            forward(brief, chance.choice([0, 1]))
             await brief.service.janitor.sweep()
 
         status, _ = await asyncio.gather(patch(), sweep())
-        await until(lambda path=path: not held(brief, path))
+        await until(partial(_free, brief, path))
         if status == 204:
             ends["whole"] += 1
             assert await brief.stored(path) == b"helloworld"
@@ -136,11 +132,15 @@ async def test_E1_whole_or_gone(brief: Site, seed: int) -> None:
         else:
             ends["gone"] += 1
             assert status in (410, 423)
-            clock_of(brief).forward(5)
+            forward(brief, 5)
             await brief.service.janitor.sweep()
             assert (await brief.head(path)).status == 410
         assert brief.leftovers() == []
     assert min(ends.values()) >= 5
+
+
+def _free(here: Site, path: str) -> bool:
+    return not held(here, path)
 
 
 async def _some_turns(number: int) -> None:
@@ -167,7 +167,7 @@ async def test_E2_a_busy_upload_lives_for_days(later: Site) -> None:
     path = await later.create(8)
     for offset in range(7):
         assert (await later.patch(path, offset, b"x")).status == 204
-        clock_of(later).forward(20 * HOUR)
+        forward(later, 20 * HOUR)
         assert (await later.head(path)).offset == offset + 1
     assert (await later.patch(path, 7, b"y")).status == 204
     assert await later.stored(path) == b"xxxxxxxy"
@@ -176,11 +176,11 @@ async def test_E2_a_busy_upload_lives_for_days(later: Site) -> None:
 async def test_E2_a_day_of_silence_ends_it(later: Site) -> None:
     """24 h after the last byte an upload is gone; a second before that it is not."""
     path = await later.create(8)
-    clock_of(later).forward(20 * HOUR)
+    forward(later, 20 * HOUR)
     await later.patch(path, 0, b"x")
-    clock_of(later).forward(DAY - 1)
+    forward(later, DAY - 1)
     assert (await later.head(path)).status == 200
-    clock_of(later).forward(1)
+    forward(later, 1)
     assert (await later.head(path)).status == 410
 
 
@@ -189,7 +189,7 @@ async def test_E2_asking_does_not_keep_it_alive(later: Site) -> None:
     path = await later.create(8)
     first = (await later.head(path)).headers["Upload-Expires"]
     for _ in range(3):
-        clock_of(later).forward(6 * HOUR)
+        forward(later, 6 * HOUR)
         await later.ask("GET", path)
         assert (await later.patch(path, 0, b"")).headers["Upload-Expires"] == first
         assert (await later.head(path)).headers["Upload-Expires"] == first
@@ -198,12 +198,12 @@ async def test_E2_asking_does_not_keep_it_alive(later: Site) -> None:
 async def test_E2_seven_days_are_the_most(later: Site) -> None:
     """However busy, an upload ends seven days after it was made, and says so in advance."""
     path = await later.create(100)
-    made = clock_of(later).now()
+    made = instant(later)
     for offset in range(8):
-        clock_of(later).forward(20 * HOUR)
+        forward(later, 20 * HOUR)
         told = instant_of((await later.patch(path, offset, b"x")).headers["Upload-Expires"])
-        assert told == min(clock_of(later).now() + DAY, made + 7 * DAY)
-    clock_of(later).forward(made + 7 * DAY - clock_of(later).now())
+        assert told == min(instant(later) + DAY, made + 7 * DAY)
+    forward(later, made + 7 * DAY - instant(later))
     assert (await later.patch(path, 8, b"x")).status == 410
 
 
@@ -211,8 +211,8 @@ async def test_E2_upload_expires_is_an_http_date_everywhere(later: Site) -> None
     """POST, PATCH, HEAD and GET tell the same kind of date, at 24 h after the last byte."""
     created = await later.post(10)
     path = "/files/" + created.headers["Location"].rpartition("/")[2]
-    assert instant_of(created.headers["Upload-Expires"]) == clock_of(later).now() + DAY
-    clock_of(later).forward(90)
+    assert instant_of(created.headers["Upload-Expires"]) == instant(later) + DAY
+    forward(later, 90)
     patched = await later.patch(path, 0, b"hello")
     answers = (patched, await later.head(path), await later.ask("GET", path))
-    assert {instant_of(answer.headers["Upload-Expires"]) for answer in answers} == {clock_of(later).now() + DAY}
+    assert {instant_of(answer.headers["Upload-Expires"]) for answer in answers} == {instant(later) + DAY}

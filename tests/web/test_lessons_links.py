@@ -19,7 +19,7 @@ from service.keyfile import KeyFile, new_key
 from service.keyset import Key, KeySet
 from service.links import mint_service
 from tests.web.harness import OCTETS, TUS, Answer, FakeClock, Site, path_of, site
-from tests.web.traces import claims, count, events, forge, instant, traces
+from tests.web.traces import claims, count, events, forge, forward, instant, traces
 
 HOUR = 3600
 
@@ -58,7 +58,7 @@ async def test_C4_the_link_finds_its_upload_after_its_end(later: Site) -> None:
     """Hours after the link expired it still leads to its upload, and cannot make another."""
     link = later.link(expires_in=HOUR)
     path = await later.create(100, link)
-    later.clock.forward(5 * HOUR)
+    forward(later, 5 * HOUR)
     again = await later.post(100, link)
     assert (again.status, path_of(again.headers["Location"])) == (201, path)
     assert count(later, "uploads") == 1
@@ -94,9 +94,9 @@ async def test_A1_upload_outlives_its_link(later: Site) -> None:
     """A 60 s link carries a 3 h upload that goes on after a pause of 8 h, with one POST."""
     path = await later.create(700, later.link(expires_in=60))
     for offset in range(0, 600, 100):
-        later.clock.forward(HOUR / 2)
+        forward(later, HOUR / 2)
         assert (await later.patch(path, offset, bytes([offset // 100]) * 100)).status == 204
-    later.clock.forward(8 * HOUR)
+    forward(later, 8 * HOUR)
     assert (await later.head(path)).offset == 600
     assert (await later.patch(path, 600, b"\6" * 100)).status == 204
     assert await later.stored(path) == b"".join(bytes([number]) * 100 for number in range(7))
@@ -109,7 +109,7 @@ async def test_A1_upload_url_ignores_tokens(later: Site, where: str, token: str)
     """An upload's address answers 200 and 204 whatever dead token a client still sends along."""
     text = {"expired": later.token(expires_in=60), "garbage": "a.b.c", "empty": ""}[token]
     path = await later.create(10)
-    later.clock.forward(2 * HOUR)
+    forward(later, 2 * HOUR)
     target = f"{path}?sig={text}" if where == "sig" else path
     extra = {"Authorization": f"Bearer {text}"} if where == "bearer" else {}
     assert (await later.ask("HEAD", target, TUS | extra)).status == 200

@@ -35,7 +35,7 @@ class Refused:
     slug: str
     method: str = "POST"
     path: str = "/files?sig={token}"
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
     #: claims of the token
     claims: Mapping[str, Any] = field(default_factory=dict)
     protocol: Mapping[str, str] = field(default_factory=lambda: TUS)
@@ -60,13 +60,13 @@ async def _stopping(here: Site) -> None:
 
 def create(status: int, slug: str, headers: Mapping[str, str] = {}, **rest: Any) -> Refused:
     """A creation with data that is refused."""
-    sent = {"Upload-Length": str(HUGE), "Content-Type": OCTETS} | headers
+    sent = {"Upload-Length": str(HUGE), "Content-Type": OCTETS, **headers}
     return Refused(status, slug, headers={name: value for name, value in sent.items() if value != "-"}, **rest)
 
 
 def append(status: int, slug: str, headers: Mapping[str, str] = {}, path: str = "{live}", **rest: Any) -> Refused:
     """A PATCH that is refused."""
-    sent = {"Upload-Offset": "5", "Content-Type": OCTETS} | headers
+    sent = {"Upload-Offset": "5", "Content-Type": OCTETS, **headers}
     kept = {name: value for name, value in sent.items() if value != "-"}
     return Refused(status, slug, "PATCH", path, kept, **rest)
 
@@ -372,9 +372,9 @@ def test_A4_exactly_the_allowed_bytes_are_kept(
 
 STRANGE_IDS = (
     "..", "%2e%2e", "%2e%2e%2f", "..%2f..%2fkeys.json", "%2e%2e%5c", "..%5ckeys.json", "u_%2f", "%00", "u_%00",
-    "u_" + "a" * 25, "u_" + "a" * 27, "u_" + "A" * 26, "u_" + "1" * 26, "u_" + "a" * 25 + "%2f", "{id}%00", "{id}%0a",
-    "{id}%2f", "{id}%2f..", "{id}.info", "%2f{id}", " {id}".replace(" ", "%20"), "{id}%20", "{id};x", "{id}+", "U_{tail}",
-    "keys.json", "attachd.db", "%c0%ae%c0%ae", "%ef%bc%8f", "a" * 4000,
+    "u_" + "a" * 25, "u_" + "a" * 27, "u_" + "A" * 26, "u_" + "1" * 26, "u_" + "a" * 25 + "%2f", "{id}%00",
+    "{id}%0a", "{id}%2f", "{id}%2f..", "{id}.info", "%2f{id}", " {id}".replace(" ", "%20"), "{id}%20", "{id};x",
+    "{id}+", "U_{tail}", "keys.json", "attachd.db", "%c0%ae%c0%ae", "%ef%bc%8f", "a" * 4000,
 )  # fmt: skip
 
 
@@ -404,9 +404,8 @@ async def test_A5_no_address_leads_out(here: Site, path: str) -> None:
 
 
 STRANGE_NAMES = (
-    "../../etc/passwd", "..\\..\\x", "/etc/passwd", "a\0b", "a\r\nSet-Cookie: x=1", 'a"b;c', "\u202egnp.exe", "." , "..", "",
-    "a/b", "%2e%2e%2f", "x" * 1000, "con", "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16"), "{0.__class__}",
-    "'; drop table uploads; --",
+    "../../etc/passwd", "..\\..\\x", "/etc/passwd", "a\0b", "a\r\nSet-Cookie: x=1", 'a"b;c', "\u202egnp.exe", ".", "..",
+    "", "a/b", "%2e%2e%2f", "x" * 1000, "con", "\U0001f600", "{0.__class__}", "'; drop table uploads; --",
 )  # fmt: skip
 
 

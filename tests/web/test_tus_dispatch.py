@@ -42,7 +42,7 @@ async def test_T_000a_tus_creation_wins_over_ietf_fields(here: Site) -> None:
 
 
 async def test_T_000a_tus_append_wins_over_ietf_fields(here: Site) -> None:
-    """A PATCH with `Tus-Resumable` is tus although it also carries what URLSession adds: no 104, and it ends nothing."""
+    """A PATCH with `Tus-Resumable` is tus although it also carries what URLSession adds; no 104 comes."""
     path = await here.create(10)
     answer = await here.ask("PATCH", path, APPEND | IETF, b"hello")
     assert (answer.status, answer.offset, answer.interim) == (204, 5, ())
@@ -241,7 +241,7 @@ async def test_T_001_unmarked_request_changes_nothing(here: Site, method: str) -
 
 
 #: (status, method, path, headers, body) of tus requests with every kind of answer
-ANSWERS: Mapping[str, tuple[int, str, str, Mapping[str, str], bytes | None]] = {
+ANSWERS: Mapping[str, tuple[int, str, str, dict[str, str], bytes | None]] = {
     "created": (201, "POST", "{link}", {"Upload-Length": "10"}, b""),
     "inspected": (200, "HEAD", "{live}", {}, None),
     "status": (200, "GET", "{live}", {}, None),

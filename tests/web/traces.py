@@ -49,6 +49,12 @@ def instant(site: Site) -> int:
     return int(site.clock.now() if site.clock else time.time())
 
 
+def forward(site: Site, seconds: float) -> None:
+    """The service's clock is that much further."""
+    assert site.clock is not None
+    site.clock.forward(seconds)
+
+
 def claims(site: Site, **changes: Any) -> dict[str, Any]:
     """The claims of a good upload token, changed; a claim set to None is left out."""
     now = instant(site)
