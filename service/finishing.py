@@ -26,7 +26,7 @@ from service.storage.base import Storage, StorageShort, Stored
 
 log = structlog.get_logger(__name__)
 
-_LOST: Final = Problem("internal", "the stored bytes were lost; create a new upload")
+LOST: Final = Problem("internal", "the stored bytes were lost; create a new upload")
 
 
 class Finisher:
@@ -63,7 +63,7 @@ class Finisher:
             manifest = await self._manifest(upload, stored)
         except StorageShort:
             log.exception("upload_lost", upload_id=upload.id)
-            return await self.fail(upload, _LOST, epoch=lease.epoch, free_link=True)
+            return await self.fail(upload, LOST, epoch=lease.epoch, free_link=True)
         file, problem = await self._file(upload, stored, manifest)
         if problem is not None:
             # the record first: a crash between the two leaves an orphan, never a link that works

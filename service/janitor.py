@@ -17,8 +17,8 @@ from service.files import Files
 from service.metadata.base import MetadataError, MetadataStore
 from service.metrics import Metrics
 from service.protocol.intents import Policy
+from service.settling import Settling
 from service.storage.base import StorageError
-from service.uploads import Uploads
 
 log = structlog.get_logger(__name__)
 
@@ -34,14 +34,14 @@ class Janitor:
     def __init__(
         self,
         metadata: MetadataStore,
-        uploads: Uploads,
+        settling: Settling,
         files: Files,
         policy: Policy,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
         self._metadata = metadata
-        self._uploads = uploads
+        self._settling = settling
         self._files = files
         self._policy = policy
         self._clock = clock
@@ -77,11 +77,11 @@ class Janitor:
             *await self._metadata.waiting_finals(limit=_BATCH),
         )
         for upload in waiting:
-            await self._uploads.settle(upload.id)
+            await self._settling.settle_quietly(upload.id)
 
     async def _expire_uploads(self, now: float) -> None:
         while batch := await self._metadata.expired_uploads(now=now, limit=_BATCH):
-            gone = [upload for upload in batch if await self._uploads.expire(upload, now)]
+            gone = [upload for upload in batch if await self._settling.expire(upload, now)]
             self._metrics.gc_reclaimed(sum(upload.offset for upload in gone))
             if len(gone) < len(batch):
                 # what a writer holds stays; the next sweep looks again

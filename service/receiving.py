@@ -29,6 +29,7 @@ from service.storage.base import (
     Storage,
     StorageError,
     StorageFull,
+    StorageShort,
     StorageStale,
     StorageUnavailable,
 )
@@ -139,6 +140,9 @@ class Receiver:
 
         The upload is `finishing` afterwards if its last byte came. Trouble with storage is a
         problem too, worth a retry: what was held before is committed.
+
+        Raises:
+            StorageShort: permanent; bytes that were committed are gone.
         """
         if upload.complete:
             return upload, await self._nothing_more(upload, body)
@@ -158,6 +162,8 @@ class Receiver:
                 upload.id, ledger, epoch=lease.epoch, observe=progress.observe, fence=partial(self._check_fence, lease)
             ) as appender:
                 problem = await self._take(progress, appender, body, claims)
+        except StorageShort:
+            raise
         except StorageError as error:
             problem = storage_problem(error, progress.upload.offset)
             log.warning("storage_failed", upload_id=upload.id, reason=problem.slug, error=str(error))

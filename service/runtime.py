@@ -19,6 +19,7 @@ from aiohttp import web
 
 from service import __version__
 from service.changes import Changes
+from service.claiming import Claiming
 from service.clock import Clock, SystemClock, new_event_id
 from service.downloads import Downloads
 from service.events import EventMaker
@@ -28,6 +29,7 @@ from service.gate import Gate
 from service.janitor import Janitor
 from service.keyfile import KeyFile
 from service.leases import Leases
+from service.lookup import Lookup
 from service.metadata.migrate import migrate
 from service.metadata.sql import SqlMetadata
 from service.metrics import Metrics
@@ -36,8 +38,10 @@ from service.protocol.tus import discovery
 from service.receiving import Receiver
 from service.setting_types import Address, TcpAddress, UnixAddress
 from service.settings import Settings
+from service.settling import Settling
 from service.storage.filesystem import FilesystemStorage
 from service.storage.wrappers import MeteredStorage
+from service.tasks import Tasks
 from service.uploads import Uploads
 from service.web.app import make_app
 from service.web.body import Bodies
@@ -72,7 +76,10 @@ class Service:
     context: Context
     janitor: Janitor
     bodies: Bodies
-    uploads: Uploads
+    tasks: Tasks
+    leases: Leases
+    metadata: SqlMetadata
+    storage: MeteredStorage
     metrics: Metrics
     settings: Settings
     #: the addresses really bound: port 0 is the kernel's choice
@@ -91,7 +98,7 @@ class Service:
         self.bodies.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.grace):
-                await self.uploads.drain()
+                await self.tasks.drain()
                 await self.bodies.idle()
         self._server.close()
         # connections that only idle are closed at once, a request under way has a moment left
@@ -127,18 +134,39 @@ async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterat
         leases = Leases(metadata, clock, metrics, secrets.token_hex(8))
         files = Files(metadata, storage, clock, events, changes.changed)
         finisher = Finisher(metadata, storage, clock, metrics, events, changes.changed)
-        uploads = Uploads(
+        tasks, lookup = Tasks(), Lookup(metadata, clock)
+        settling = Settling(
             metadata=metadata,
             storage=storage,
             leases=leases,
+            finisher=finisher,
+            files=files,
+            clock=clock,
+            events=events,
+            tasks=tasks,
+            changed=changes.changed,
+        )
+        uploads = Uploads(
+            metadata=metadata,
+            leases=leases,
+            lookup=lookup,
+            claiming=Claiming(
+                metadata=metadata,
+                storage=storage,
+                lookup=lookup,
+                settling=settling,
+                policy=policy,
+                clock=clock,
+                events=events,
+            ),
             receiver=Receiver(metadata, storage, policy, clock, metrics, changes.changed),
             finisher=finisher,
+            settling=settling,
             policy=policy,
             clock=clock,
             metrics=metrics,
             changes=changes,
-            events=events,
-            files=files,
+            tasks=tasks,
         )
         downloads = Downloads(metadata, storage, clock, changes=changes, idle_seconds=settings.body_idle)
         pool = BufferPool(settings.buffer_limit)
@@ -157,7 +185,7 @@ async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterat
             clock=clock,
             accel_prefix=settings.accel_prefix if settings.download_mode == "accel" else None,
         )
-        janitor = Janitor(metadata, uploads, files, policy, clock, metrics)
+        janitor = Janitor(metadata, settling, files, policy, clock, metrics)
         for work in (
             leases.run(),
             janitor.run(settings.sweep_interval),
@@ -167,14 +195,28 @@ async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterat
             task = asyncio.create_task(work)
             stack.push_async_callback(_ended, task)
         runner, server, public = await _listen(make_app(context, Cors(settings.cors_origins)), settings.listen)
-        stack.push_async_callback(uploads.drain)
+        stack.push_async_callback(tasks.drain)
         stack.push_async_callback(runner.cleanup)
         stack.callback(server.close)
         ops = make_ops_app(metrics, {"storage": storage.probe, "database": metadata.probe}, lambda: bodies.draining)
         ops_runner, ops_server, operations = await _listen(ops, settings.ops_listen)
         stack.push_async_callback(ops_runner.cleanup)
         stack.callback(ops_server.close)
-        yield Service(context, janitor, bodies, uploads, metrics, settings, public, operations, runner, server)
+        yield Service(
+            context=context,
+            janitor=janitor,
+            bodies=bodies,
+            tasks=tasks,
+            leases=leases,
+            metadata=metadata,
+            storage=storage,
+            metrics=metrics,
+            settings=settings,
+            public=public,
+            operations=operations,
+            _runner=runner,
+            _server=server,
+        )
 
 
 async def serve(settings: Settings, ready: Callable[[Service], None] | None = None) -> None:

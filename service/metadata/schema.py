@@ -66,6 +66,7 @@ uploads = Table(
     Column("state", Text, nullable=False),
     Column("offset", BigInteger, nullable=False),
     Column("length", BigInteger),
+    Column("deferred", Boolean, nullable=False),
     Column("metadata", Text),
     Column("filename", Text),
     Column("media_type", Text),

@@ -140,9 +140,15 @@ def decide_use(
 def _check_partials(intent: Create, terms: LinkTerms, use: LinkUse, policy: Policy) -> None:
     if use.partials >= policy.max_partials * terms.uses:
         raise refuse("link-used", f"a link makes at most {policy.max_partials} partial uploads", close=True)
+    room = partial_room(terms, use, policy)
+    if (intent.length is not None and intent.length > room) or (intent.deferred and not room):
+        raise refuse("too-large", f"the partial uploads of this link may have {room} more bytes in all", close=True)
+
+
+def partial_room(terms: LinkTerms, use: LinkUse, policy: Policy) -> int:
+    """Bytes that the partial uploads of a link may still have together (T-05F)."""
     limit = limit_of(terms, policy)
-    if limit is not None and use.partial_bytes + (intent.length or 0) > limit * terms.uses:
-        raise refuse("too-large", f"the partial uploads of this link may have {limit} bytes in all", close=True)
+    return _NO_LIMIT if limit is None else max(limit * terms.uses - use.partial_bytes, 0)
 
 
 def _replay(intent: Create, earlier: Upload | None, now: float) -> Upload | None:

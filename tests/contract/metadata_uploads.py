@@ -227,6 +227,13 @@ class UploadContract:
         with pytest.raises(ValueError, match="length"):
             await store.advance(upload.id, epoch=lease.epoch, from_offset=3, step=step(6), now=NOW)
 
+    async def test_deferral_is_remembered(self, store: MetadataStore) -> None:
+        """An upload made without a length says so for good, also once the length is known (T-05D)."""
+        upload, lease = await leased(store, length=None, deferred=True)
+        moved = await store.advance(upload.id, epoch=lease.epoch, from_offset=0, step=step(0, length=5), now=NOW)
+        assert (moved.length, moved.deferred) == (5, True)
+        assert await store.upload(upload.id) == moved
+
     async def test_length_told_below_the_step(self, store: MetadataStore) -> None:
         """A length told in a step bounds that step too."""
         upload, lease = await leased(store, length=None)

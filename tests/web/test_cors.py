@@ -139,7 +139,7 @@ async def test_T_0E2_failure_of_ours_is_readable(here: Site, monkeypatch: pytest
     async def broken(*_: object) -> None:
         raise ValueError("on purpose")
 
-    monkeypatch.setattr(here.service.uploads, "terminate", broken)
+    monkeypatch.setattr(here.service.context.uploads, "terminate", broken)
     monkeypatch.setattr("service.web.middleware.log.exception", lambda *_, **__: None)
     answer = await here.ask("DELETE", UPLOAD, TUS | FROM_PAGE)
     assert (answer.status, answer.slug) == (500, "internal")

@@ -36,11 +36,11 @@ def breaks(error: Exception) -> Any:
 
 
 async def _database_away(here: Site, path: str) -> None:
-    here.service.uploads._metadata.upload = breaks(MetadataUnavailable(INSIDE))  # type: ignore[method-assign]
+    here.service.metadata.upload = breaks(MetadataUnavailable(INSIDE))  # type: ignore[method-assign]
 
 
 async def _database_broken(here: Site, path: str) -> None:
-    here.service.uploads._metadata.upload = breaks(RuntimeError(INSIDE))  # type: ignore[method-assign]
+    here.service.metadata.upload = breaks(RuntimeError(INSIDE))  # type: ignore[method-assign]
 
 
 async def _leases_away(here: Site, path: str) -> None:
@@ -48,7 +48,7 @@ async def _leases_away(here: Site, path: str) -> None:
     clock = here.clock
     assert clock is not None
     clock.forward(10)
-    here.service.uploads._metadata.lease = breaks(MetadataUnavailable(INSIDE))  # type: ignore[method-assign]
+    here.service.metadata.lease = breaks(MetadataUnavailable(INSIDE))  # type: ignore[method-assign]
 
 
 async def _storage_away(here: Site, path: str) -> None:
@@ -60,7 +60,7 @@ async def _disk_full(here: Site, path: str) -> None:
 
 
 def _break_storage(here: Site, error: Exception) -> None:
-    storage = here.service.uploads._storage
+    storage = here.service.storage
     for name in ("probe", "free_bytes", "complete", "discard", "delete"):
         setattr(storage, name, breaks(error))
 
@@ -74,7 +74,7 @@ async def _stopping(here: Site, path: str) -> None:
 
 
 async def _finishing(here: Site, path: str) -> None:
-    here.service.uploads._storage.complete = breaks(StorageUnavailable(INSIDE))  # type: ignore[method-assign]
+    here.service.storage.complete = breaks(StorageUnavailable(INSIDE))  # type: ignore[method-assign]
     answer = await here.patch(path, 5, b"world")
     assert (answer.status, answer.slug) == (503, "storage-unavailable")
 
@@ -83,9 +83,9 @@ async def _held_by_a_dead_writer(here: Site, path: str) -> None:
     clock = here.clock
     assert isinstance(clock, SteppedClock)
     await begin_patch(here, path, 5, b"w", length=5)
-    holder = here.service.uploads._leases._holders[here.upload_id(path)]
+    holder = here.service.leases._holders[here.upload_id(path)]
     holder.stop = lambda: None
-    here.service.uploads._leases._patience_seconds = 0.05
+    here.service.leases._patience_seconds = 0.05
     clock.skip(3)
 
 
@@ -146,9 +146,8 @@ async def test_R1_after_the_trouble_the_upload_goes_on(
     """Once what was broken works again, the upload finishes where it was, with no second POST."""
     path = await stepped.create(10)
     await stepped.patch(path, 0, b"hello")
-    uploads = stepped.service.uploads
     await trouble(stepped, path)
-    for broken in (uploads._metadata, uploads._storage):
+    for broken in (stepped.service.metadata, stepped.service.storage):
         for name in [name for name, value in vars(broken).items() if getattr(value, "__name__", "") == "broken"]:
             delattr(broken, name)
     async with asyncio.timeout(5):
@@ -210,7 +209,7 @@ _FAULTS: dict[int, list[tuple[str, str, Exception]]] = {}
 def _inject(here: Site) -> None:
     """Breaks what the test asked for."""
     for part, method, error in _FAULTS.pop(id(here), []):
-        setattr(getattr(here.service.uploads, part), method, breaks(error))
+        setattr(getattr(here.service, part.removeprefix("_")), method, breaks(error))
 
 
 #: request; part, method and error; status and slug
@@ -365,7 +364,7 @@ async def _mismatch(here: Site, sent: dict[str, str]) -> Answer:
 
 
 async def _fault(here: Site, sent: dict[str, str]) -> Answer:
-    here.service.uploads._metadata.link_use = breaks(RuntimeError(INSIDE))  # type: ignore[method-assign]
+    here.service.metadata.link_use = breaks(RuntimeError(INSIDE))  # type: ignore[method-assign]
     return await here.ask("POST", here.link(), TUS | sent | {"Upload-Length": "5", "Content-Length": "0"})
 
 

@@ -145,7 +145,7 @@ async def test_D5_no_room_is_told_at_creation(here: Site) -> None:
     async def free() -> int:
         return 100 * MIB
 
-    here.service.uploads._storage.free_bytes = free  # type: ignore[method-assign]
+    here.service.storage.free_bytes = free  # type: ignore[method-assign]
     refused = await here.post(200 * MIB)
     assert (refused.status, refused.slug) == (507, "storage-full")
     assert int(refused.headers["Retry-After"]) > 0
@@ -203,7 +203,7 @@ async def test_D5_reads_go_on_while_the_disk_is_full(here: Site) -> None:
     async def nothing() -> int:
         return 0
 
-    here.service.uploads._storage.free_bytes = nothing  # type: ignore[method-assign]
+    here.service.storage.free_bytes = nothing  # type: ignore[method-assign]
     assert (await here.post(10)).status == 507
     assert (await here.head(path)).status == 200
     assert (await here.ask("GET", path)).status == 200
@@ -236,7 +236,7 @@ async def test_D6_a_handler_that_blocks_fails_its_test(here: Site, monkeypatch: 
 async def test_D6_no_lock_no_write(here: Site) -> None:
     """While the lease cannot be had nothing is written, and the client is told to come again."""
     path = await here.create(10)
-    metadata = here.service.uploads._metadata
+    metadata = here.service.metadata
     acquire = metadata.acquire_lease
 
     async def broken(*_: Any, **__: Any) -> Any:
@@ -269,7 +269,7 @@ async def test_D6_nothing_is_left_of_many_uploads(tmp_path: Path) -> None:
         assert _open_files() <= files + 2
         assert here.service.bodies._open == set()
         assert here.service.bodies._pool.used_bytes == 0
-        leases = here.service.uploads._leases
+        leases = here.service.leases
         assert (leases._holders, leases._queues) == ({}, {})
 
 
@@ -302,7 +302,7 @@ async def _quiet(here: Site) -> None:
     for line in here.lines:
         line.writer.transport.abort()
     here.lines.clear()
-    await until(lambda: not here.service.bodies._open and not here.service.uploads._tasks)
+    await until(lambda: not here.service.bodies._open and not here.service.tasks)
     gc.collect()
     before, steady = -1, 0
     while steady < 5:

@@ -47,7 +47,7 @@ async def _full(here: Site) -> None:
     async def nothing() -> int:
         return 0
 
-    here.service.uploads._storage.free_bytes = nothing  # type: ignore[method-assign]
+    here.service.storage.free_bytes = nothing  # type: ignore[method-assign]
 
 
 async def _crowded(here: Site) -> None:

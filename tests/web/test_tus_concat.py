@@ -44,7 +44,7 @@ async def settled(here: Site, path: str) -> Answer:
 
 async def events(here: Site) -> list[str]:
     """The types of all events so far."""
-    return [event.type for _, event in await here.service.uploads._metadata.events()]
+    return [event.type for _, event in await here.service.metadata.events()]
 
 
 # --- partials -------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ class Hold:
     """Stands before a storage call until it is let through."""
 
     def __init__(self, here: Site, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        storage = here.service.uploads._storage
+        storage = here.service.storage
         self._inner: Any = getattr(storage, name)
         self.waiting = asyncio.Event()
         self.open = asyncio.Event()

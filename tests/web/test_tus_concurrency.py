@@ -157,8 +157,8 @@ async def test_T_0D1_head_spares_a_lively_writer(tmp_path: Path) -> None:
 async def stuck(here: Site, path: str) -> None:
     """Somebody who answers nobody holds the upload."""
     now = here.service.context.clock.now()
-    await here.service.uploads._metadata.acquire_lease(here.upload_id(path), "elsewhere:1", now=now, until=now + 60)
-    here.service.uploads._leases._patience_seconds = 0.05
+    await here.service.metadata.acquire_lease(here.upload_id(path), "elsewhere:1", now=now, until=now + 60)
+    here.service.leases._patience_seconds = 0.05
 
 
 @pytest.mark.parametrize("method", ["PATCH", "DELETE", "HEAD"])

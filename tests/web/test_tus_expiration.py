@@ -197,7 +197,7 @@ async def test_T_096_partials_live_as_long_as_their_final(later: Site) -> None:
     assert [(await later.head(path)).status for path in (final, done, open_)] == [200, 200, 200]
     assert (await later.patch(open_, 0, b"world")).status == 204
     await later.ask("GET", f"{final}?wait=5")
-    await later.service.uploads.drain()
+    await later.service.tasks.drain()
     assert await later.stored(final) == b"helloworld"
 
 

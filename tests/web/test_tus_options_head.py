@@ -288,10 +288,10 @@ async def test_T_028_lively_writer(here: Site) -> None:
 
 async def test_T_028_writer_that_does_not_stop(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """HEAD answers 423 when a silent writer cannot be stopped in time."""
-    monkeypatch.setattr(here.service.uploads._leases, "_patience_seconds", 0.01)
+    monkeypatch.setattr(here.service.leases, "_patience_seconds", 0.01)
     path = await here.create(10)
     await begin_patch(here, path, 0, b"hello", length=10)
-    holder = here.service.uploads._leases._holders[here.upload_id(path)]
+    holder = here.service.leases._holders[here.upload_id(path)]
     monkeypatch.setattr(holder, "silent_seconds", lambda: 60.0)
     with monkeypatch.context() as stuck:
         stuck.setattr(holder, "stop", lambda: None)
@@ -407,12 +407,12 @@ async def test_T_02C_not_complete_before_it_is_stored(here: Site, monkeypatch: p
     with monkeypatch.context() as broken:
         path = await finishing(here, broken)
         await assert_locked(here, path)
-        await here.service.uploads.drain()
+        await here.service.tasks.drain()
         await assert_locked(here, path)
-        await here.service.uploads.drain()
+        await here.service.tasks.drain()
     # the HEAD that finds it unfinished sets it going again
     await assert_locked(here, path)
-    await here.service.uploads.drain()
+    await here.service.tasks.drain()
     assert (await here.head(path)).offset == 5
     assert await here.stored(path) == b"hello"
 
@@ -426,10 +426,10 @@ async def test_T_02C_nobody_hears_of_the_end_early(here: Site, monkeypatch: pyte
         broken.setattr(FilesystemStorage, "complete", fails(no_disk))
         answers = [await here.patch(path, 0, b"hello")]
         answers += [await here.patch(path, 5, b""), await here.patch(path, 0, b"hello"), await here.post(5, link)]
-        await here.service.uploads.drain()
+        await here.service.tasks.drain()
     assert [answer.status for answer in answers] == [503, 423, 423, 423]
     assert [answer.headers.get("Upload-Offset") for answer in answers] == [None] * 4
-    await here.service.uploads.drain()
+    await here.service.tasks.drain()
 
 
 async def test_T_02C_the_next_request_finishes(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,7 +437,7 @@ async def test_T_02C_the_next_request_finishes(here: Site, monkeypatch: pytest.M
     with monkeypatch.context() as broken:
         path = await finishing(here, broken)
     assert (await here.patch(path, 5, b"")).status == 423
-    await here.service.uploads.drain()
+    await here.service.tasks.drain()
     assert (await here.patch(path, 5, b"")).status == 204
     assert await here.stored(path) == b"hello"
 

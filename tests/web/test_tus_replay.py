@@ -265,7 +265,6 @@ async def test_T_05F_partials_share_the_size(here: Site) -> None:
     assert (await here.post(4, link, **PARTIAL)).status == 201
 
 
-@pytest.mark.xfail(strict=True, reason="bytes of a partial of deferred length are not counted against the link")
 async def test_T_05F_deferred_partials_share_the_size(here: Site) -> None:
     """A partial of deferred length takes no more than the others left."""
     link = here.link(max_size=10)

@@ -110,7 +110,7 @@ async def test_T_0B5_frees_storage(here: Site, kind: str) -> None:
 async def test_T_0B5_frees_what_was_promised(here: Site) -> None:
     """The room that an unfinished upload was promised is free again."""
     path = await here.create(1000)
-    metadata = here.service.uploads._metadata
+    metadata = here.service.metadata
     assert await metadata.promised_bytes() == 1000
     await delete(here, path)
     assert await metadata.promised_bytes() == 0
@@ -121,7 +121,7 @@ async def test_T_0B5_frees_the_lock(here: Site) -> None:
     path = await here.create(10)
     await begin_patch(here, path, 0, b"hello", length=10)
     await delete(here, path)
-    assert await here.service.uploads._metadata.lease(here.upload_id(path)) is None
+    assert await here.service.metadata.lease(here.upload_id(path)) is None
 
 
 async def test_T_0B5_file_is_gone_too(here: Site) -> None:

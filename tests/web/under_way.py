@@ -67,4 +67,4 @@ async def begin_patch(
 
 def held(site: Site, path: str) -> bool:
     """Whether a request of this service holds the upload's lease."""
-    return site.service.uploads._leases.held_here(site.upload_id(path))
+    return site.service.leases.held_here(site.upload_id(path))

@@ -25,6 +25,7 @@ def upgrade() -> None:
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("offset", sa.BigInteger(), nullable=False),
         sa.Column("length", sa.BigInteger()),
+        sa.Column("deferred", sa.Boolean(), nullable=False),
         sa.Column("metadata", sa.Text()),
         sa.Column("filename", sa.Text()),
         sa.Column("media_type", sa.Text()),

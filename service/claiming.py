@@ -1,0 +1,144 @@
+"""What a link makes: a new upload counted against it, or the one it made before (T-05C to T-05F)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Final
+
+from service.clock import Clock, new_file_id, new_upload_id
+from service.events import EventMaker
+from service.links import VerifiedUpload
+from service.lookup import Lookup
+from service.metadata.base import Conflict, FileIdTaken, MetadataStore
+from service.model import ConcatKind, LinkTerms, LinkUse, Upload
+from service.protocol.decide import decide_create, decide_final, decide_use, limit_of, overdue, partial_room
+from service.protocol.intents import Create, Policy
+from service.protocol.problems import Refusal, refuse
+from service.receiving import storage_problem
+from service.settling import Settling
+from service.storage.base import Storage, StorageError
+
+#: a link raced by more creations than this is told to try again
+_TRIES: Final = 8
+#: what open uploads were promised is asked for only where the room left is under this many largest uploads
+_AMPLE: Final = 16
+
+
+class Claiming:
+    """Creations against links, by compare-and-set on the link's row."""
+
+    def __init__(
+        self,
+        *,
+        metadata: MetadataStore,
+        storage: Storage,
+        lookup: Lookup,
+        settling: Settling,
+        policy: Policy,
+        clock: Clock,
+        events: EventMaker,
+    ) -> None:
+        self._metadata = metadata
+        self._storage = storage
+        self._lookup = lookup
+        self._settling = settling
+        self._policy = policy
+        self._clock = clock
+        self._events = events
+
+    async def claim(self, intent: Create, verified: VerifiedUpload) -> tuple[Upload, bool]:
+        """The upload, and whether it is one that the link made before.
+
+        Raises:
+            Refusal: what `decide_create`, `decide_use` and `decide_final` raise; link-expired;
+                storage-full; locked, when the link is raced.
+        """
+        terms = verified.terms
+        for _ in range(_TRIES):
+            use = await self._metadata.link_use(terms.issuer, terms.jti)
+            made = await self._metadata.uploads(use.uploads) if use and use.uploads else {}
+            now = self._clock.now()
+            earlier = decide_use(intent, terms, use, made, self._policy, now)
+            if earlier is not None:
+                return earlier, True
+            if verified.expired:
+                raise refuse("link-expired", "the link has expired; ask for a new one", close=True)
+            decide_create(intent, terms, self._policy)
+            await self._forget_overdue(made.values(), now)
+            length = await self._final_length(intent, terms) if intent.partials else intent.length
+            await self._check_room(length)
+            try:
+                return await self._insert(intent, terms, use, length), False
+            except Conflict:
+                continue
+            except FileIdTaken:
+                raise refuse("link-used", "the file of this link exists already", close=True) from None
+        raise refuse("locked", "the link is being used by other requests", retry_after=1, close=True)
+
+    async def _insert(self, intent: Create, terms: LinkTerms, use: LinkUse | None, length: int | None) -> Upload:
+        now = self._clock.now()
+        part = intent.concat_kind is ConcatKind.PARTIAL
+        before = use or LinkUse(terms.issuer, terms.jti, terms.expires_at)
+        reserved = 0
+        if part:
+            # a partial of unknown length reserves what the others left, and may not take more (T-05F)
+            room = partial_room(terms, before, self._policy)
+            reserved = room if length is None else length
+            terms = replace(terms, max_size=reserved)
+        upload = Upload(
+            id=new_upload_id(),
+            protocol=intent.protocol,
+            terms=terms,
+            file_id=new_file_id() if part or terms.file_id is None else terms.file_id,
+            block_size=self._policy.block_size,
+            strong_hash=self._policy.strong_hash,
+            created_at=now,
+            updated_at=now,
+            expires_at=now + min(self._policy.idle_seconds, self._policy.life_seconds),
+            length=length,
+            deferred=intent.deferred,
+            metadata=intent.metadata,
+            filename=intent.filename,
+            media_type=intent.media_type,
+            concat=intent.concat,
+            concat_kind=intent.concat_kind,
+            partials=intent.partials,
+        )
+        # a single-use link that is free again has only its newest upload
+        counting = () if terms.single_use else before.uploads
+        after = replace(
+            before,
+            uploads=before.uploads if part else (*counting, upload.id),
+            partials=before.partials + part,
+            partial_bytes=before.partial_bytes + reserved,
+        )
+        await self._metadata.create_upload(upload, after, events=[self._events.of_upload("created", upload, now)])
+        return upload
+
+    async def _forget_overdue(self, made: Iterable[Upload], now: float) -> None:
+        """An upload that expired before the sweeper came ends now, so that the link is free (T-05E)."""
+        for upload in made:
+            if overdue(upload, now):
+                await self._settling.expire(upload, now)
+
+    async def _final_length(self, intent: Create, terms: LinkTerms) -> int | None:
+        partials = await self._lookup.several(intent.partials)
+        length = decide_final(partials, terms.issuer, limit_of(terms, self._policy), self._clock.now())
+        if length is not None and terms.size is not None and length != terms.size:
+            raise refuse("length-mismatch", f"the link is for exactly {terms.size} bytes", status=403)
+        return length
+
+    async def _check_room(self, length: int | None) -> None:
+        """Refuses what cannot fit beside what open uploads were promised (lesson D5)."""
+        try:
+            free = await self._storage.free_bytes()
+        except StorageError as error:
+            raise Refusal(storage_problem(error)) from error
+        if free is None:
+            return
+        wanted = length or 0
+        ample = wanted + _AMPLE * (self._policy.max_size or 2**32)
+        promised = 0 if free >= ample else await self._metadata.promised_bytes()
+        if free - promised < wanted or free <= 0:
+            raise refuse("storage-full", "there is no room for a file of this length", retry_after=60, close=True)
