@@ -11,8 +11,8 @@ from service.events import EventMaker
 from service.links import VerifiedUpload
 from service.lookup import Lookup
 from service.metadata.base import Conflict, FileIdTaken, MetadataStore
-from service.model import ConcatKind, LinkTerms, LinkUse, Upload
-from service.protocol.decide import decide_create, decide_final, decide_use, limit_of, overdue, partial_room
+from service.model import ConcatKind, LinkTerms, LinkUse, State, Upload
+from service.protocol.decide import decide_create, decide_final, decide_use, overdue, partial_room
 from service.protocol.intents import Create, Policy
 from service.protocol.problems import Refusal, refuse
 from service.receiving import storage_problem
@@ -57,7 +57,8 @@ class Claiming:
         terms = verified.terms
         for _ in range(_TRIES):
             use = await self._metadata.link_use(terms.issuer, terms.jti)
-            made = await self._metadata.uploads(use.uploads) if use and use.uploads else {}
+            # only a single-use link has replays to look for
+            made = await self._metadata.uploads(use.uploads[-1:]) if use and terms.single_use else {}
             now = self._clock.now()
             earlier = decide_use(intent, terms, use, made, self._policy, now)
             if earlier is not None:
@@ -98,6 +99,7 @@ class Claiming:
             expires_at=now + min(self._policy.idle_seconds, self._policy.life_seconds),
             length=length,
             deferred=intent.deferred,
+            state=State.FINISHING if _empty(intent) else State.RECEIVING,
             metadata=intent.metadata,
             filename=intent.filename,
             media_type=intent.media_type,
@@ -124,10 +126,7 @@ class Claiming:
 
     async def _final_length(self, intent: Create, terms: LinkTerms) -> int | None:
         partials = await self._lookup.several(intent.partials)
-        length = decide_final(partials, terms.issuer, limit_of(terms, self._policy), self._clock.now())
-        if length is not None and terms.size is not None and length != terms.size:
-            raise refuse("length-mismatch", f"the link is for exactly {terms.size} bytes", status=403)
-        return length
+        return decide_final(partials, terms, self._policy, self._clock.now())
 
     async def _check_room(self, length: int | None) -> None:
         """Refuses what cannot fit beside what open uploads were promised (lesson D5)."""
@@ -142,3 +141,9 @@ class Claiming:
         promised = 0 if free >= ample else await self._metadata.promised_bytes()
         if free - promised < wanted or free <= 0:
             raise refuse("storage-full", "there is no room for a file of this length", retry_after=60, close=True)
+
+
+def _empty(intent: Create) -> bool:
+    """Whether the creation is the whole of an empty file: all bytes are in before the first (T-056)."""
+    plain = intent.checksum is None and intent.concat_kind is not ConcatKind.FINAL
+    return intent.length == 0 and intent.framing.empty and plain

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 from service.model import FILE_ID
 
 MAX_COUNT: Final = (1 << 63) - 1
-MAX_USES: Final = 1_000_000
+MAX_USES: Final = 1000
 #: 100 years: further away, dates stop being representable
 MAX_LIFE_SECONDS: Final = 3_155_760_000
 MAX_TYPES: Final = 64

@@ -20,6 +20,8 @@ from service.events import EventMaker
 from service.metadata.base import Advance, Ending, Lease, MetadataStore
 from service.metrics import Metrics
 from service.model import Block, ConcatKind, File, Manifest, State, Upload
+from service.protocol.decide import length_problem
+from service.protocol.intents import Policy
 from service.protocol.problems import Problem
 from service.sniffing import SNIFF_BYTES, content_allowed, sniff
 from service.storage.base import Storage, StorageShort, Stored
@@ -36,6 +38,7 @@ class Finisher:
         self,
         metadata: MetadataStore,
         storage: Storage,
+        policy: Policy,
         clock: Clock,
         metrics: Metrics,
         events: EventMaker,
@@ -43,6 +46,7 @@ class Finisher:
     ) -> None:
         self._metadata = metadata
         self._storage = storage
+        self._policy = policy
         self._clock = clock
         self._metrics = metrics
         self._events = events
@@ -98,6 +102,8 @@ class Finisher:
             async for piece in opened.read(0, stored.size):
                 await asyncio.to_thread(hasher.update, memoryview(piece))
                 self._metrics.hashed("xxh128", len(piece))
+                if upload.strong_hash:
+                    self._metrics.hashed("sha256", len(piece))
         blocks = hasher.take_finished()
         last = hasher.finish()
         return blocks if last is None else [*blocks, last]
@@ -123,8 +129,9 @@ class Finisher:
             ref=terms.ref,
             expires_at=now + min(lives) if lives else None,
         )
+        if terms.sha256 is not None:
+            self._metrics.checksum_verified("sha256", "ok" if sha256 == terms.sha256 else "mismatch")
         if terms.sha256 is not None and sha256 != terms.sha256:
-            self._metrics.checksum_verified("sha256", "mismatch")
             return file, Problem("checksum-mismatch", "the file does not have the SHA-256 that the link names")
         if not content_allowed(sniffed, upload.media_type, terms.types):
             return file, Problem("type-refused", "the content is of a media type that the link does not allow")
@@ -141,6 +148,7 @@ class Finisher:
                     head += piece[: SNIFF_BYTES - len(head)]
                 if whole:
                     await asyncio.to_thread(digest.update, piece)
+                    self._metrics.hashed("sha256", len(piece))
         return head, digest.hexdigest() if whole else None
 
     async def _publish(self, upload: Upload, lease: Lease, file: File | None) -> Upload:
@@ -172,13 +180,22 @@ class Finisher:
         self._tell(upload)
         return failed
 
-    async def ready_final(self, final: Upload, lease: Lease) -> Upload:
-        """A pending final whose partials are all complete is `finishing`; else it stays as it is.
+    async def waits(self, final: Upload) -> bool:
+        """Whether a pending final has to wait for bytes of its partials."""
+        partials = await self._metadata.uploads(final.partials)
+        return all(partial in partials and partials[partial].state.live for partial in final.partials) and any(
+            not partial.complete for partial in partials.values()
+        )
+
+    async def ready(self, final: Upload, lease: Lease) -> Upload:
+        """A pending final whose partials are all complete is `finishing`, as is an empty upload; else nothing changes.
 
         A partial that was lost fails the final (T-0C9).
         """
-        if final.state is not State.RECEIVING or final.concat_kind is not ConcatKind.FINAL:
+        if final.state is not State.RECEIVING:
             return final
+        if final.concat_kind is not ConcatKind.FINAL:
+            return await self._ready_empty(final, lease)
         partials = await self._metadata.uploads(final.partials)
         found = [partials.get(partial) for partial in final.partials]
         if any(partial is None or not partial.state.live for partial in found):
@@ -187,13 +204,21 @@ class Finisher:
         if not all(partial is not None and partial.complete for partial in found):
             return final
         length = sum(partial.offset for partial in found if partial is not None)
-        limits = [limit for limit in (final.terms.max_size, final.terms.size) if limit is not None]
-        if limits and length > min(limits):
-            problem = Problem("too-large", "the partial uploads have more bytes than the link allows")
-            return await self.fail(final, problem, epoch=lease.epoch)
+        refused = length_problem(length, final.terms, self._policy)
+        if refused is not None:
+            return await self.fail(final, refused, epoch=lease.epoch)
         now = self._clock.now()
         step = Advance(to_offset=length, expires_at=final.expires_at, length=length, state=State.FINISHING)
         return await self._metadata.advance(final.id, epoch=lease.epoch, from_offset=final.offset, step=step, now=now)
+
+    async def _ready_empty(self, upload: Upload, lease: Lease) -> Upload:
+        """An upload of length 0 waits for no byte, though a crash may have come before its body was looked at."""
+        if upload.length != 0:
+            return upload
+        step = Advance(to_offset=0, expires_at=upload.expires_at, length=0, state=State.FINISHING)
+        return await self._metadata.advance(
+            upload.id, epoch=lease.epoch, from_offset=0, step=step, now=self._clock.now()
+        )
 
     def _tell(self, upload: Upload) -> None:
         self._changed(upload.id)

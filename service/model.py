@@ -15,7 +15,6 @@ UploadId = NewType("UploadId", str)
 FileId = NewType("FileId", str)
 
 #: 26 lower-case base32 characters carry 130 random bits.
-ID_LENGTH: Final = 26
 UPLOAD_ID: Final = re.compile(r"u_[a-z2-7]{26}")
 FILE_ID: Final = re.compile(r"f_[a-z2-7]{26}")
 

@@ -20,7 +20,7 @@ from service.clock import Clock
 from service.metadata.base import Advance, Conflict, Lease, MetadataStore
 from service.metrics import Metrics
 from service.model import Block, Part, State, Upload
-from service.protocol.decide import Intake, expiry, problem_of, settle_checksum
+from service.protocol.decide import Intake, expiry, length_problem, problem_of, settle_checksum
 from service.protocol.intents import ChecksumClaim, Ending, Policy
 from service.protocol.problems import Problem, Refusal
 from service.storage.base import (
@@ -77,7 +77,8 @@ class Progress:
     lease: Lease
     intake: Intake
     ledger: tuple[Part, ...]
-    hasher: hashing.BlockHasher
+    #: made when the first byte comes, or the last block is wanted
+    hasher: hashing.BlockHasher | None
     checksum: hashing.Checksum | None
     #: the offset this request began at, and the bytes written since
     start: int
@@ -97,7 +98,8 @@ class Progress:
 
     def observe(self, run: memoryview) -> None:
         """Sees every byte as it is written, in storage's thread."""
-        self.hasher.update(run)
+        if self.hasher is not None:
+            self.hasher.update(run)
         if self.checksum is not None:
             self.checksum.update(run)
 
@@ -152,7 +154,7 @@ class Receiver:
             lease,
             intake,
             ledger,
-            await self._hasher(upload, ledger),
+            None,
             hashing.checksum(claims.header.algorithm) if claims.header else None,
             start=upload.offset,
             committed_at=self._clock.monotonic(),
@@ -177,8 +179,13 @@ class Receiver:
         more = await body.read() is not None
         return problem_of(body.ending, overrun=more, offset=upload.offset)
 
-    async def _hasher(self, upload: Upload, ledger: Sequence[Part]) -> hashing.BlockHasher:
+    async def _hasher(self, progress: Progress) -> hashing.BlockHasher:
         """Hashing goes on where the last whole block ended; what follows is read back, at most one block."""
+        if progress.hasher is None:
+            progress.hasher = await self._begin_hashing(progress.upload, progress.ledger)
+        return progress.hasher
+
+    async def _begin_hashing(self, upload: Upload, ledger: Sequence[Part]) -> hashing.BlockHasher:
         number, rest = divmod(upload.offset, upload.block_size)
         hasher = hashing.BlockHasher(upload.block_size, strong=upload.strong_hash, first_block=number)
         if rest:
@@ -196,7 +203,9 @@ class Receiver:
         await self._pump(progress, appender, body)
         problem = problem_of(body.ending, overrun=progress.overrun, offset=progress.end)
         if problem is None and progress.intake.closes:
-            progress.intake = replace(progress.intake, length=progress.end)
+            problem = length_problem(progress.end, progress.upload.terms, self._policy)
+            if problem is None:
+                progress.intake = replace(progress.intake, length=progress.end)
         if progress.intake.whole:
             # a body with a checksum counts only when verified, which overrides "a cut keeps its bytes" (T-0A4)
             problem = problem or await self._verify(progress, appender, body, claims)
@@ -221,17 +230,20 @@ class Receiver:
                 await self._commit_sometimes(progress, appender)
 
     async def _write(self, progress: Progress, appender: Appender, piece: memoryview) -> None:
+        hasher = await self._hasher(progress)
         try:
             await appender.write(piece)
         except (StorageFull, StorageUnavailable):
             if not progress.intake.whole:
                 # what fitted before the failure stays; blocks that reach beyond it are not committed
-                progress.blocks += progress.hasher.take_finished()
+                progress.blocks += hasher.take_finished()
                 await self._commit_prefix(progress, await appender.held())
             raise
         progress.written += len(piece)
         self._metrics.hashed("xxh128", len(piece))
-        progress.blocks += progress.hasher.take_finished()
+        if progress.upload.strong_hash:
+            self._metrics.hashed("sha256", len(piece))
+        progress.blocks += hasher.take_finished()
 
     async def _commit_sometimes(self, progress: Progress, appender: Appender) -> None:
         since = self._clock.monotonic() - progress.committed_at
@@ -239,7 +251,8 @@ class Receiver:
             await self._commit_prefix(progress, await appender.held())
 
     async def _commit_prefix(self, progress: Progress, receipt: Receipt) -> None:
-        if receipt.offset > progress.upload.offset:
+        # the last byte is committed once, with the state that says so: offset = length is never `receiving`
+        if receipt.offset > progress.upload.offset and receipt.offset != progress.length:
             await self._advance(progress, receipt, State.RECEIVING)
 
     async def _commit(self, progress: Progress, receipt: Receipt) -> None:
@@ -247,7 +260,7 @@ class Receiver:
         ends = progress.length is not None and receipt.offset == progress.length
         if not ends and receipt.offset == progress.upload.offset and progress.length == progress.upload.length:
             return
-        if ends and (last := progress.hasher.finish()) is not None:
+        if ends and (last := (await self._hasher(progress)).finish()) is not None:
             progress.blocks.append(last)
         await self._advance(progress, receipt, State.FINISHING if ends else State.RECEIVING)
 

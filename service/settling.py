@@ -57,7 +57,7 @@ class Settling:
             Refusal: locked. Conflict: not live. StorageError, MetadataError: worth a retry.
         """
         async with self._leases.hold(upload_id, stop=no_stop) as (lease, upload):
-            upload = await self._finisher.ready_final(upload, lease)
+            upload = await self._finisher.ready(upload, lease)
             return await self._finisher.finish(upload, lease)
 
     async def settle_quietly(self, upload_id: UploadId) -> None:
@@ -70,7 +70,12 @@ class Settling:
     def go_on(self, upload: Upload) -> None:
         """Settles by itself, unless a request here is at it."""
         if not self._leases.held_here(upload.id):
-            self._tasks.spawn(self.settle_quietly(upload.id))
+            self._tasks.spawn(self._go_on(upload))
+
+    async def _go_on(self, upload: Upload) -> None:
+        # asking often for a final that waits for bytes takes no lease
+        if upload.state is State.FINISHING or not await self._finisher.waits(upload):
+            await self.settle_quietly(upload.id)
 
     def moved(self, upload: Upload) -> None:
         """The upload became ready or ended: whoever waits looks again, and so do finals made of it."""

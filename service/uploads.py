@@ -38,6 +38,7 @@ log = structlog.get_logger(__name__)
 
 #: a final upload answers 201 at the latest after this, assembled or not (T-0CG)
 FINAL_PATIENCE_SECONDS: Final = 0.5
+_REMEMBERED: Final = 4096
 _MOVING: Final = (State.RECEIVING, State.FINISHING)
 
 
@@ -72,6 +73,8 @@ class Uploads:
         self._metrics = metrics
         self._changes = changes
         self._tasks = tasks
+        #: uploads whose last request here ended whole, oldest first; for the count of resumptions only
+        self._whole: dict[UploadId, None] = {}
 
     # --- create -----------------------------------------------------------------------------
 
@@ -89,10 +92,12 @@ class Uploads:
         log.info("upload_created", upload_id=upload.id, length=upload.length, kid=verified.kid, jti=verified.jti_hash)
         if intent.concat_kind is ConcatKind.FINAL:
             return Created(await self._assemble(upload))
+        if upload.state is State.FINISHING:
+            return Created(await self._replayed(upload))
         if intent.framing.empty and upload.length != 0:
             return Created(upload)
         intake = decide_create(intent, verified.terms, self._policy)
-        upload, problem = await self._tasks.drive(self._receive(upload, lambda _: intake, body, _claims(intent)))
+        upload, problem = await self._tasks.drive(self._receive(upload, partial(_first, intake), body, _claims(intent)))
         if problem is not None and intake.whole and not upload.offset:
             await self._undo(upload, problem)
             raise Refusal(problem)
@@ -162,6 +167,7 @@ class Uploads:
                     return now_is, None
                 self._count_resumed(now_is)
                 after, problem = await self._receive_held(now_is, lease, intake, body, claims)
+                self._remember(after, whole=problem is None)
                 return await self._finish(after, lease, problem)
         except Conflict:
             current = await self._lookup.upload(upload.id)
@@ -176,8 +182,8 @@ class Uploads:
         except StorageShort:
             # what was acknowledged is not there any more: never a wrong offset, but an end (lesson C2)
             log.exception("upload_lost", upload_id=upload.id)
-            failed = await self._finisher.fail(upload, LOST, epoch=lease.epoch, free_link=True)
-            return failed, Problem("gone", LOST.detail, close=True)
+            await self._finisher.fail(upload, LOST, epoch=lease.epoch, free_link=True)
+            raise Refusal(Problem("gone", LOST.detail, close=True)) from None
 
     async def _finish(self, upload: Upload, lease: Lease, problem: Problem | None) -> tuple[Upload, Problem | None]:
         if upload.state is not State.FINISHING:
@@ -194,8 +200,16 @@ class Uploads:
         return upload, problem
 
     def _count_resumed(self, upload: Upload) -> None:
-        if upload.offset:
+        """A next chunk is no resumption; a request after one that was cut, or after a restart, is."""
+        if upload.offset and upload.id not in self._whole:
             self._metrics.upload_resumed(self._clock.now() - upload.updated_at)
+
+    def _remember(self, upload: Upload, *, whole: bool) -> None:
+        self._whole.pop(upload.id, None)
+        if whole and upload.state is State.RECEIVING:
+            self._whole[upload.id] = None
+            if len(self._whole) > _REMEMBERED:
+                del self._whole[next(iter(self._whole))]
 
     # --- inspect, terminate -----------------------------------------------------------------
 
@@ -207,11 +221,12 @@ class Uploads:
         """
         upload = await self._lookup.upload(upload_id)
         refuse_ended(upload, self._clock.now())
-        if upload.pending_final or upload.state is State.FINISHING:
+        full = upload.state is State.FINISHING or (upload.state is State.RECEIVING and upload.length == 0)
+        if full or upload.pending_final:
             self._settling.go_on(upload)
         if upload.pending_final:
             return upload
-        if upload.state is State.FINISHING:
+        if full:
             raise refuse("locked", "all bytes are in; the file is being stored", retry_after=1)
         if upload.state is State.RECEIVING and await self._leases.hush(upload):
             return await self.inspect(upload_id)
@@ -270,6 +285,13 @@ class Uploads:
         """The request that brought the last byte hears why there is no file; later ones get 410."""
         if upload.state is State.FAILED:
             raise Refusal(stored_problem(upload))
+
+
+def _first(intake: Intake, upload: Upload) -> Intake:
+    """The creation's own body comes first, or a repeated creation has taken over meanwhile."""
+    if upload.state is not State.RECEIVING or upload.offset:
+        raise refuse("locked", "a newer request took the upload over", retry_after=1, close=True)
+    return intake
 
 
 def _claims(intent: Create | Append) -> Claims:

@@ -36,7 +36,8 @@ class Intake:
 def refuse_ended(upload: Upload, now: float) -> None:
     """Raises gone (410) for an upload that ended or expired, whether or not the sweeper came (T-093)."""
     if not upload.state.live:
-        raise refuse("gone", f"the upload {_END_WORDS[upload.state]}; create a new one")
+        words = f"the upload {_END_WORDS[upload.state]}; create a new one"
+        raise Refusal(Problem("gone", words, members={"problem": upload.problem} if upload.problem else {}))
     if overdue(upload, now):
         raise refuse("gone", "the upload expired; create a new one")
 
@@ -70,7 +71,7 @@ def decide_create(intent: Create, terms: LinkTerms, policy: Policy) -> Intake:
     limit = limit_of(terms, policy)
     _check_type(intent.media_type, terms.types)
     if intent.length is not None:
-        _check_length(intent.length, limit, terms, whole=intent.concat_kind is not ConcatKind.PARTIAL)
+        _check_length(intent.length, terms, policy, intent.concat_kind)
     room = intent.length if intent.length is not None else limit
     if room is not None and intent.framing.length is not None and intent.framing.length > room:
         raise refuse("too-large", f"the body is longer than the {room} bytes allowed", close=True)
@@ -96,11 +97,20 @@ def type_allowed(media_type: str, allowed: Sequence[str]) -> bool:
     return any(entry in ("*/*", media_type, f"{main}/*") for entry in allowed)
 
 
-def _check_length(length: int, limit: int | None, terms: LinkTerms, *, whole: bool) -> None:
+def length_problem(length: int, terms: LinkTerms, policy: Policy, *, whole: bool = True) -> Problem | None:
+    """Why a file of this length, or a partial (not `whole`), is not what the link allows; None: it is."""
+    limit = limit_of(terms, policy)
     if limit is not None and length > limit:
-        raise refuse("too-large", f"at most {limit} bytes are allowed", close=True)
+        return Problem("too-large", f"at most {limit} bytes are allowed", close=True)
     if whole and terms.size is not None and length != terms.size:
-        raise refuse("length-mismatch", f"the link is for exactly {terms.size} bytes", status=403, close=True)
+        return Problem("length-mismatch", f"the link is for exactly {terms.size} bytes", status=403, close=True)
+    return None
+
+
+def _check_length(length: int, terms: LinkTerms, policy: Policy, kind: ConcatKind) -> None:
+    problem = length_problem(length, terms, policy, whole=kind is not ConcatKind.PARTIAL)
+    if problem is not None:
+        raise Refusal(problem)
 
 
 def decide_use(
@@ -175,23 +185,24 @@ def stored_problem(upload: Upload) -> Problem:
     return Problem(slug, upload.problem_detail or "the upload was refused", close=True)
 
 
-def decide_final(partials: Sequence[Upload | None], issuer: str, limit: int | None, now: float) -> int | None:
+def decide_final(partials: Sequence[Upload | None], terms: LinkTerms, policy: Policy, now: float) -> int | None:
     """The length of a final upload, None while a partial's length is unknown.
 
     Raises:
-        Refusal: not-found, gone, bad-header (not a partial), too-large (T-0CA, T-0CB).
+        Refusal: not-found, gone, bad-header (not a partial), too-large, length-mismatch (T-0CA, T-0CB).
     """
     total: int | None = 0
     for partial in partials:
-        if partial is None or partial.terms.issuer != issuer:
+        if partial is None or partial.terms.issuer != terms.issuer:
             raise refuse("not-found", "an entry of Upload-Concat is not an upload of this service")
         refuse_ended(partial, now)
         if partial.concat_kind is not ConcatKind.PARTIAL:
             raise refuse("bad-header", "every entry of Upload-Concat must be a partial upload")
         total = None if total is None or partial.length is None else total + partial.length
     known = sum(partial.length or partial.offset for partial in partials if partial is not None)
-    if limit is not None and known > limit:
-        raise refuse("too-large", f"the partial uploads have more than the {limit} bytes allowed")
+    problem = length_problem(known, terms, policy, whole=total is not None)
+    if problem is not None:
+        raise Refusal(problem)
     return total
 
 
@@ -252,12 +263,7 @@ def _length_after(intent: Append, upload: Upload, policy: Policy) -> int | None:
         raise refuse("length-mismatch", f"the length is {upload.length} and stays so", close=True)
     if intent.length < upload.offset:
         raise refuse("length-mismatch", f"{upload.offset} bytes are stored already", close=True)
-    _check_length(
-        intent.length,
-        limit_of(upload.terms, policy),
-        upload.terms,
-        whole=upload.concat_kind is not ConcatKind.PARTIAL,
-    )
+    _check_length(intent.length, upload.terms, policy, upload.concat_kind)
     return intent.length
 
 

@@ -132,6 +132,9 @@ def parse_concat(text: str) -> tuple[ConcatKind, tuple[UploadId, ...]]:
     Raises:
         Refusal: bad-header for the grammar, not-found for a path that is no upload of ours (T-0CA).
     """
+    if not text.isascii():
+        # such bytes could neither be kept nor echoed
+        raise refuse("bad-header", "Upload-Concat must be ASCII")
     if text == "partial":
         return ConcatKind.PARTIAL, ()
     kind, semicolon, rest = text.partition(";")

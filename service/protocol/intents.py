@@ -106,13 +106,6 @@ class Appended:
 
 
 @dataclass(frozen=True, slots=True)
-class Inspected:
-    """The upload as committed."""
-
-    upload: Upload
-
-
-@dataclass(frozen=True, slots=True)
 class Reply:
     """An answer as plain values; the web layer turns it into a response."""
 

@@ -26,7 +26,7 @@ from service.protocol.fields import (
     text_of,
 )
 from service.protocol.intents import Append, Appended, ChecksumClaim, Create, Created, Discovery, Framing, Reply
-from service.protocol.problems import Problem, refuse
+from service.protocol.problems import URN, Problem, refuse
 
 OFFSET_TYPE: Final = "application/offset+octet-stream"
 EXTENSIONS: Final = (
@@ -199,7 +199,7 @@ def render_problem(problem: Problem, extra: tuple[tuple[str, str], ...] = ()) ->
 def problem_json(problem: Problem) -> dict[str, object]:
     """The body without `request_id`, which the edge adds (contract, section 11)."""
     return {
-        "type": f"urn:attachd:problem:{problem.slug}",
+        "type": URN + problem.slug,
         "title": problem.kind.title,
         "status": problem.status,
         "detail": problem.detail,

@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 CORS: Final = web.AppKey("cors", Cors)
+#: the route of addresses where nothing is; not a label, as there is one for that
+ELSEWHERE: Final = "/{elsewhere}"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -113,4 +115,4 @@ def _unread(request: web.Request) -> bool:
 
 def _route(request: web.Request) -> str:
     resource = request.match_info.route.resource
-    return resource.canonical if resource is not None else "unknown"
+    return resource.canonical if resource is not None and resource.canonical != ELSEWHERE else "unknown"

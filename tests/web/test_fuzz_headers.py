@@ -20,7 +20,7 @@ from tests.web.harness import OCTETS, TUS, Answer, Line, Site, b64, chunk, path_
 from tests.web.traces import forward
 from tests.web.under_way import SteppedClock
 
-EXAMPLES: Final = 100
+EXAMPLES: Final = 1000
 REQUESTS: Final = 10
 
 # --- requests ---------------------------------------------------------------------------------
@@ -199,23 +199,54 @@ def _fill(text: str, words: dict[str, str]) -> str:
 NAMES = sorted(FIELDS)
 
 
+SHA1: Final = "sha1 qvTGHdzF6KLavt4PO0gs2a6pQ00="
+#: requests that succeed, or come as far as the body, if nothing spoils them: method, path, fields, body
+GOOD: tuple[tuple[str, str, dict[str, str], bytes | None], ...] = (
+    ("OPTIONS", "/files", {}, None),
+    ("POST", "/files?sig={token}", TUS | {"Upload-Length": "10"}, None),
+    ("POST", "/files?sig={token}", TUS | {"Upload-Length": "5", "Content-Type": OCTETS}, b"hello"),
+    ("POST", "/files?sig={token}", TUS | {"Upload-Defer-Length": "1", "Upload-Metadata": "filename YQ=="}, None),
+    ("POST", "/files?sig={token}", TUS | {"Upload-Length": "5", "Upload-Concat": "partial"}, None),
+    ("POST", "/files?sig={token}", TUS | {"Upload-Concat": "final;{partial}"}, None),
+    ("POST", "/files?sig={used}", TUS | {"Upload-Length": "10"}, None),
+    ("PUT", "/files/name?sig={token}", {}, b"hello"),
+    ("PATCH", "{live}", TUS | {"Upload-Offset": "5", "Content-Type": OCTETS}, b"h"),
+    ("PATCH", "{live}", TUS | {"Upload-Offset": "5", "Content-Type": OCTETS, "Upload-Checksum": SHA1}, b"hello"),
+    ("PATCH", "{live}", TUS | {"Upload-Offset": "5", "Content-Type": OCTETS, "Upload-Checksum": SHA1}, b"other"),
+    ("PATCH", "{live}", TUS | {"Upload-Offset": "5", "Content-Type": OCTETS}, b"more than there is room for"),
+    ("PATCH", "{partial}", TUS | {"Upload-Offset": "0", "Content-Type": OCTETS}, b"hello"),
+    ("POST", "{live}", TUS | {"X-HTTP-Method-Override": "PATCH", "Upload-Offset": "5", "Content-Type": OCTETS}, b"h"),
+    ("HEAD", "{live}", TUS, None),
+    ("HEAD", "/files?sig={used}", TUS, None),
+    ("GET", "{live}", {}, None),
+    ("DELETE", "{live}", TUS, None),
+    ("GET", "{fetch}", {}, None),
+    ("GET", "{fetch}", {"Range": "bytes=1-2", "If-Range": "{etag}"}, None),
+    ("GET", "{fetch}", {"Range": "bytes=99-"}, None),
+    ("GET", "{fetch}", {"If-None-Match": "{etag}"}, None),
+    ("HEAD", "{fetch}", {}, None),
+    ("GET", "{manifest}", {}, None),
+)  # fmt: skip
+
+
 @st.composite
 def requests(draw: st.DrawFn) -> Request:
-    """A request that is right more often than not, so that it gets far enough to do harm."""
-    method, path = draw(st.sampled_from(METHODS)), draw(st.sampled_from(PATHS))
-    fields: list[tuple[str, str]] = []
-    if draw(st.integers(0, 5)):
-        fields.append(("Tus-Resumable", "1.0.0"))
-    if draw(st.booleans()):
-        # what the method needs, to be spoilt by what follows
-        fields += {"POST": [("Upload-Length", "10")], "PATCH": [("Upload-Offset", "5")]}.get(method, [])
-        fields += [("Content-Type", OCTETS)] if method in ("POST", "PATCH") else []
-    for name in draw(st.lists(st.sampled_from(NAMES), max_size=5)):
-        value = draw(TEXT if draw(st.integers(0, 9)) == 0 else FIELDS[name])
+    """Mostly a request that would succeed, spoilt by some fields; now and then anything at all."""
+    if draw(st.integers(0, 3)):
+        method, path, good, body = draw(st.sampled_from(GOOD))
+        fields = [*good.items()]
+    else:
+        method, path = draw(st.sampled_from(METHODS)), draw(st.sampled_from(PATHS))
+        fields = [*draw(st.sampled_from([TUS, TUS | {"Upload-Offset": "5", "Content-Type": OCTETS}, {}])).items()]
+        body = draw(st.sampled_from([None, b"", b"hello", b"hello world, and more than that"]))
+    for name in draw(st.lists(st.sampled_from(NAMES), max_size=3)):
+        value = draw(FIELDS[name] if draw(st.integers(0, 9)) else TEXT)
+        if draw(st.booleans()):
+            # in place of the good one; else a repeat
+            fields = [pair for pair in fields if pair[0] != name]
         fields.append((name, value))
-    body = draw(st.sampled_from([None, None, b"", b"hello", b"hello world, and more than that"]))
     chunked = body is not None and draw(st.booleans())
-    trailers = draw(st.sampled_from([{}, {"Upload-Checksum": "sha1 qvTGHdzF6KLavt4PO0gs2a6pQ00="}, {"X": "y"}]))
+    trailers = draw(st.sampled_from([{}, {"Upload-Checksum": SHA1}, {"X": "y"}]))
     return Request(method, path, tuple(fields), body, chunked, trailers if chunked else {})
 
 
@@ -269,12 +300,12 @@ class Player:
         await here.patch(live, 0, b"hello")
         partial = await here.create(5, here.link(), Upload_Concat="partial")
         words = self._words | {"token": here.token(), "used": used, "live": live, "partial": partial}
-        # a deleted `done` or its file would make the rest dull
         for request in sequence:
             async with asyncio.timeout(10):
                 answer = await self._exchange(request, request.encode(words))
             self.statuses[answer.status] += 1
             self._check(request, answer)
+        # without its finished file the rest would be dull
         if (await here.head(self._words["done"])).status != 200:
             await self._renew()
 
@@ -291,12 +322,12 @@ class Player:
         if self._line is None:
             self._line = await here.line()
         line = self._line
-        meant = [value.upper() for name, value in request.fields if name == "X-HTTP-Method-Override"]
         await line.send(data)
         answer = await line.answer(head=request.method == "HEAD")
-        assert all(code == 100 for code in answer.interim), (meant, answer)
+        assert all(code == 100 for code in answer.interim), (request, answer)
         if answer.headers.get("Connection", "").lower() == "close" or _parser(answer):
-            assert await line.closed()
+            # the parser does not know of HEAD, and sends its words all the same
+            assert await line.closed() or _parser(answer), (request, answer)
             here.lines.remove(line)
             self._line = None
         return answer
