@@ -68,6 +68,8 @@ class Leases:
         #: newcomers of one upload take their turns in order of arrival: the newest comes last and wins
         self._queues: dict[UploadId, asyncio.Lock] = {}
         self._returning: set[asyncio.Future[None]] = set()
+        #: leases whose release failed
+        self._unreturned: list[Lease] = []
         self._serial = 0
 
     @contextlib.asynccontextmanager
@@ -141,7 +143,7 @@ class Leases:
 
     def _give_back(self, taking: asyncio.Future[tuple[Lease, Upload]]) -> None:
         if not taking.cancelled() and taking.exception() is None:
-            returning = asyncio.ensure_future(self._metadata.release_lease(taking.result()[0]))
+            returning = asyncio.ensure_future(self._return(taking.result()[0]))
             self._returning.add(returning)
             returning.add_done_callback(self._returning.discard)
 
@@ -157,10 +159,7 @@ class Leases:
 
     async def _release(self, lease: Lease, holder: Holder) -> None:
         try:
-            await self._metadata.release_lease(lease)
-        except MetadataError:
-            # the term runs out by itself; the epoch fences meanwhile
-            log.warning("lease_release_failed", upload_id=lease.upload_id)
+            await self._return(lease)
         finally:
             if self._holders.get(lease.upload_id) is holder:
                 del self._holders[lease.upload_id]
@@ -168,6 +167,19 @@ class Leases:
             queue = self._queues.get(lease.upload_id)
             if queue is not None and not queue.locked():
                 self._queues.pop(lease.upload_id, None)
+
+    async def _return(self, lease: Lease) -> None:
+        """Free; or else tried again with each beat, which renews by process and would keep it alive for ever."""
+        try:
+            await self._metadata.release_lease(lease)
+        except MetadataError:
+            self._unreturned.append(lease)
+            log.warning("lease_release_failed", upload_id=lease.upload_id)
+
+    async def _return_late(self) -> None:
+        late, self._unreturned = self._unreturned, []
+        for lease in late:
+            await self._return(lease)
 
     async def hush(self, upload: Upload) -> bool:
         """A writer that fell silent has committed and let go; a lively one is left alone (T-0D1, L3).
@@ -214,6 +226,7 @@ class Leases:
         while True:
             await asyncio.sleep(BEAT_SECONDS)
             beat += 1
+            await self._return_late()
             if not self._holders:
                 continue
             try:

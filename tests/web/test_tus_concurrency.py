@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from service.metadata.base import Lease, MetadataUnavailable
 from tests.web.harness import OCTETS, TUS, Line, Site, b64, path_of, site
 from tests.web.under_way import SteppedClock, begin, begin_patch, held, received, until
 
@@ -390,3 +391,23 @@ async def test_T_0D6_head_is_served_to_the_end(here: Site) -> None:
     assert (found.status, found.offset) == (200, 5)
     assert (refused.status, refused.slug) == (503, "draining")
     assert "Retry-After" in refused.headers
+
+
+async def test_L5_a_release_that_failed_is_made_up_for(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease whose release failed is free again soon, although other transfers keep this process renewing."""
+    path, other = await here.create(10), await here.create(10)
+    running = await begin_patch(here, other, 0, b"hello", length=10)
+    release = here.service.metadata.release_lease
+    failed = asyncio.Event()
+
+    async def fails_once(lease: Lease) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise MetadataUnavailable("database is locked")
+        await release(lease)
+
+    monkeypatch.setattr(here.service.metadata, "release_lease", fails_once)
+    assert (await here.patch(path, 0, b"hello")).status == 204
+    assert failed.is_set()
+    assert (await here.patch(path, 5, b"world")).status == 204
+    running.reset()
