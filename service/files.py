@@ -1,18 +1,32 @@
-"""What happens to a file once it is there: it is deleted."""
+"""What happens to stored bytes afterwards: a file is deleted, and what nobody needs any more is found.
+
+Bytes go after the record that says so. What storage cannot remove at that moment, or what a crash
+leaves between the two, is an orphan: held, and needed by no record.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from typing import Final
 
 import structlog
 
 from service.clock import Clock
 from service.events import EventMaker
 from service.metadata.base import MetadataStore
-from service.model import ConcatKind, File, Upload
-from service.storage.base import Storage
+from service.model import ConcatKind, File, FileId, State, Upload, UploadId
+from service.storage.base import Held, Storage, StorageError
 
 log = structlog.get_logger(__name__)
+
+#: what was changed since is no orphan yet: whoever changed it may be about to remove it
+ORPHAN_SECONDS: Final = 3600.0
+#: rows looked at in one go
+_BATCH: Final = 500
+#: keys that are held against all files in one go; bounds memory
+_KEYS: Final = 50_000
+#: more bytes than these that no record names, and than any does, are another database's, not orphans
+_STRANGERS: Final = 20
 
 
 class Files:
@@ -36,20 +50,139 @@ class Files:
         """The file is gone for every link to it; its bytes go after the record says so.
 
         A download that has begun may run to its end. Idempotent.
+
+        Raises:
+            StorageError: worth a retry; the file is deleted, its bytes are an orphan.
         """
-        if file.deleted_at is None:
-            now = self._clock.now()
-            upload = await self._metadata.upload(file.upload_id)
-            await self._metadata.delete_file(
-                file.id, now=now, events=[self._events.of_file("deleted", file, upload, now)]
-            )
-            log.info("file_deleted", file_id=file.id, size=file.manifest.size)
-            self._changed(file.id)
+        await self._forget(file)
         await self._storage.delete(file.key)
 
-    async def delete_of(self, upload: Upload) -> None:
-        """The file that the upload made, if any, is deleted. A partial makes none."""
+    async def forget_of(self, upload: Upload) -> None:
+        """The file that the upload made, if any, is deleted, but for its bytes. A partial makes none."""
         if upload.complete and upload.concat_kind is not ConcatKind.PARTIAL:
             file = await self._metadata.file(upload.file_id)
             if file is not None and file.upload_id == upload.id:
-                await self.delete(file)
+                await self._forget(file)
+
+    async def _forget(self, file: File) -> None:
+        if file.deleted_at is not None:
+            return
+        now = self._clock.now()
+        upload = await self._metadata.upload(file.upload_id)
+        await self._metadata.delete_file(file.id, now=now, events=[self._events.of_file("deleted", file, upload, now)])
+        log.info("file_deleted", file_id=file.id, size=file.manifest.size)
+        self._changed(file.id)
+
+    async def orphans(self) -> AsyncIterator[Held]:
+        """What storage holds although no record needs it, to be removed as it comes.
+
+        No record comes to need it again. An upload is recorded before storage hears of it, never
+        comes back once it ended, and is `ready` in the transaction that makes its file row: so
+        when its row is gone, or says that it neither receives nor finishes, a file row that there
+        ever was is there to be seen, and a deleted one stays deleted.
+
+        Raises:
+            StorageError: at the end; some of what is held could not be listed.
+        """
+        census = _Census(self._metadata)
+        failed: StorageError | None = None
+        try:
+            async for held in self._storage.held(older_than=ORPHAN_SECONDS):
+                for orphan in await census.take(held):
+                    yield orphan
+        except StorageError as error:
+            failed = error
+        for orphan in await census.rest():
+            yield orphan
+        if failed is not None:
+            raise failed
+
+    async def remove(self, orphan: Held) -> None:
+        """Its bytes are gone. Idempotent. Raises StorageError: worth a retry."""
+        if orphan.key is None:
+            await self._storage.discard(orphan.upload_id)
+        else:
+            await self._storage.delete(orphan.key)
+        log.info("orphan_removed", upload_id=orphan.upload_id, finished=orphan.key is not None, size=orphan.size)
+
+
+class _Census:
+    """Holds what storage lists against the records, many at a time."""
+
+    def __init__(self, metadata: MetadataStore) -> None:
+        self._metadata = metadata
+        self._batch: list[Held] = []
+        #: finished, and not to be by their upload: key -> what is held, whether the upload is known
+        self._finished: dict[str, tuple[Held, bool]] = {}
+        #: of no upload or file that is known
+        self._strangers: list[Held] = []
+        self._strange = 0
+        self._known = 0
+
+    async def take(self, held: Held) -> list[Held]:
+        """The orphans among what was given since the last ones."""
+        self._batch.append(held)
+        if len(self._batch) < _BATCH:
+            return []
+        found = await self._judge()
+        return found + await self._without_file() if len(self._finished) >= _KEYS else found
+
+    async def rest(self) -> list[Held]:
+        """The orphans among all that was given and not told of yet."""
+        found = await self._judge() + await self._without_file()
+        if self._strange > max(_STRANGERS, self._known):
+            log.error("strangers_kept", strange=self._strange, known=self._known)
+            return found
+        return found + self._strangers
+
+    async def _judge(self) -> list[Held]:
+        batch, self._batch = self._batch, []
+        uploads = await self._metadata.uploads([held.upload_id for held in batch])
+        found = []
+        for held in batch:
+            upload = uploads.get(held.upload_id)
+            self._known += upload is not None
+            if upload is not None and _at_work(upload):
+                continue
+            if held.key is not None:
+                self._finished[held.key] = (held, upload is not None)
+            elif upload is None:
+                self._stranger(held)
+            elif not (upload.complete and upload.concat_kind is ConcatKind.PARTIAL):
+                found.append(held)
+        return found
+
+    async def _without_file(self) -> list[Held]:
+        """Those of the finished files that no file row names. The rows are read after their uploads'."""
+        last: FileId | None = None
+        while self._finished and (page := await self._metadata.file_keys(limit=_BATCH, after=last)):
+            last = page[-1][0]
+            for _, key in page:
+                found = self._finished.pop(key, None)
+                self._known += found is not None and not found[1]
+        left, self._finished = self._finished, {}
+        for held, known in left.values():
+            if not known:
+                self._stranger(held)
+        return [held for held, known in left.values() if known]
+
+    def _stranger(self, held: Held) -> None:
+        self._strange += 1
+        if len(self._strangers) < _KEYS:
+            self._strangers.append(held)
+
+
+def _at_work(upload: Upload) -> bool:
+    """Whether storage may be working for the upload, so that all that is held of it stays."""
+    return upload.state in (State.RECEIVING, State.FINISHING)
+
+
+async def discard_all(storage: Storage, upload_id: UploadId) -> None:
+    """Nothing of the ended upload is held, nor a file that was not published; else the janitor's work.
+
+    What is recorded stands: that storage is away now is no reason to answer with an error.
+    """
+    try:
+        await storage.discard(upload_id, finished=True)
+    except StorageError as error:
+        log.warning("discard_postponed", upload_id=upload_id, reason=str(error))

@@ -17,6 +17,7 @@ import structlog
 from service import hashing
 from service.clock import Clock
 from service.events import EventMaker
+from service.files import discard_all
 from service.metadata.base import Advance, Ending, Lease, MetadataStore
 from service.metrics import Metrics
 from service.model import Block, ConcatKind, File, Manifest, State, Upload
@@ -163,7 +164,7 @@ class Finisher:
         return ready
 
     async def fail(self, upload: Upload, problem: Problem, *, epoch: int | None, free_link: bool = False) -> Upload:
-        """The upload is `failed` for good; what storage held unfinished is gone."""
+        """The upload is `failed` for good; what storage held of it is gone, a file nobody could read too."""
         now = self._clock.now()
         ending = Ending(
             State.FAILED,
@@ -174,7 +175,7 @@ class Finisher:
             events=[self._events.of_upload("failed", upload, now, reason=problem.slug)],
         )
         failed = await self._metadata.end_upload(upload.id, epoch=epoch, ending=ending)
-        await self._storage.discard(upload.id)
+        await discard_all(self._storage, upload.id)
         self._metrics.upload_failed(upload.protocol, problem.slug)
         log.info("upload_failed", upload_id=upload.id, reason=problem.slug)
         self._tell(upload)

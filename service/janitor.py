@@ -1,21 +1,28 @@
-"""What happens without anybody asking: expiry, unfinished completions, tombstones, gauges.
+"""What happens without anybody asking: expiry, unfinished completions, orphans, tombstones, gauges.
 
 Everything it does is also enforced or triggered at access, so a late sweep is never a wrong
 answer; and every step is a compare-and-set, so two sweeps, or a sweep and a writer, cannot both
-win (lesson E1).
+win (lesson E1). One thing that cannot be done keeps nothing else from being done: it is logged,
+and the next sweep tries again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+import math
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Final, Protocol, TypeVar
 
 import structlog
 
 from service.clock import Clock
 from service.files import Files
+from service.leases import TERM_SECONDS
 from service.metadata.base import MetadataError, MetadataStore
 from service.metrics import Metrics
+from service.model import File, Upload
 from service.protocol.intents import Policy
 from service.settling import Settling
 from service.storage.base import StorageError
@@ -26,6 +33,34 @@ log = structlog.get_logger(__name__)
 _BATCH: Final = 200
 #: links and tokens may be off by this much
 _LEEWAY_SECONDS: Final = 60.0
+#: orphans are rare, and looking for them walks through all that storage holds
+_ORPHANS_EVERY_SECONDS: Final = 3600.0
+#: how long a sweep waits for what can take hours (joins, that walk) before it is over without
+_PATIENCE_SECONDS: Final = 1.0
+#: a wall clock that moved so much further than time did was set, or the machine slept
+_JUMP_SECONDS: Final = 3600.0
+
+Row = TypeVar("Row", Upload, File)
+
+
+class _List(Protocol[Row]):
+    async def __call__(self, *, limit: int, after: Row | None) -> tuple[Row, ...]: ...
+
+
+class _Steps:
+    """Whether all steps so far went well; one that did not is logged and passed over."""
+
+    failed = False
+
+    @contextmanager
+    def attempt(self, step: str, **what: str) -> Iterator[None]:
+        """What is done inside may fail. `what` names the upload or file it is done to."""
+        try:
+            yield
+        except Exception as error:
+            self.failed = True
+            expected = isinstance(error, MetadataError | StorageError)
+            log.warning("sweep_step_failed", step=step, reason=str(error) or repr(error), **what, exc_info=not expected)
 
 
 class Janitor:
@@ -46,49 +81,113 @@ class Janitor:
         self._policy = policy
         self._clock = clock
         self._metrics = metrics
+        self._slow: asyncio.Task[_Steps] | None = None
+        self._orphans_due = -math.inf
 
     async def run(self, interval_seconds: float) -> None:
-        """A sweep now and after each interval, until cancelled. A failed one is tried again."""
-        while True:
-            try:
-                await self.sweep()
-            except (MetadataError, StorageError) as error:
-                log.warning("sweep_failed", error=str(error))
-            except Exception:
-                log.exception("sweep_failed")
-            await asyncio.sleep(interval_seconds)
+        """A sweep now and after each interval, until cancelled.
 
-    async def sweep(self) -> None:
-        """What is due now is done."""
+        After a jump of the wall clock nothing expires until holders had time to renew their
+        leases by the new clock, and a clock that was set wrong a moment to be set right.
+        """
+        drift, calm_from = self._drift(), -math.inf
+        try:
+            while True:
+                before, drift = drift, self._drift()
+                if drift - before > _JUMP_SECONDS:
+                    log.warning("clock_jumped", seconds=round(drift - before))
+                    calm_from = self._clock.monotonic() + TERM_SECONDS
+                expire = self._clock.monotonic() >= calm_from
+                await self.sweep(expire=expire, patience_seconds=_PATIENCE_SECONDS)
+                await asyncio.sleep(interval_seconds)
+        finally:
+            if self._slow is not None:
+                self._slow.cancel()
+                await asyncio.wait({self._slow})
+
+    def _drift(self) -> float:
+        return self._clock.now() - self._clock.monotonic()
+
+    async def sweep(self, *, expire: bool = True, patience_seconds: float | None = None) -> None:
+        """What is due now is done, as far as it can be.
+
+        Args:
+            expire: also what is due because of the time.
+            patience_seconds: what takes longer goes on by itself, and no second time beside that;
+                the sweep that sees it end well is the one that succeeded. None: as long as it takes.
+        """
         now = self._clock.now()
-        await self._settle()
-        await self._expire_uploads(now)
-        await self._expire_files(now)
+        steps = _Steps()
+        # first, because it may be what gives the others room on a full disk
+        if expire:
+            with steps.attempt("expire_uploads"):
+                await self._expire_uploads(now, steps)
+            with steps.attempt("expire_files"):
+                await self._expire_files(now, steps)
+            with steps.attempt("purge"):
+                await self._purge(now)
+        if self._slow is None or self._slow.done():
+            self._slow = asyncio.create_task(self._settle_and_reclaim())
+        ended, _ = await asyncio.wait({self._slow}, timeout=patience_seconds)
+        settled = any(not task.cancelled() and not task.result().failed for task in ended)
+        with steps.attempt("totals"):
+            self._metrics.totals(await self._metadata.totals())
+        if expire and settled and not steps.failed:
+            self._metrics.gc_succeeded(now)
+
+    async def _expire_uploads(self, now: float, steps: _Steps) -> None:
+        # again while there was one: partials expire after the final that names them (T-096)
+        again = True
+        while again:
+            again = False
+            async for upload in _pages(partial(self._metadata.expired_uploads, now=now)):
+                with steps.attempt("expire_upload", upload_id=upload.id):
+                    # what a writer holds stays; the next sweep looks again
+                    if await self._settling.expire(upload, now):
+                        again = True
+                        self._metrics.gc_reclaimed(upload.offset)
+
+    async def _expire_files(self, now: float, steps: _Steps) -> None:
+        async for file in _pages(partial(self._metadata.expired_files, now=now)):
+            with steps.attempt("expire_file", file_id=file.id):
+                await self._files.delete(file)
+                self._metrics.gc_reclaimed(file.manifest.size)
+
+    async def _purge(self, now: float) -> None:
         before = now - self._policy.tombstone_seconds
         while await self._metadata.purge(before=before, link_before=now - _LEEWAY_SECONDS, limit=_BATCH) >= _BATCH:
             pass
-        self._metrics.totals(await self._metadata.totals())
-        self._metrics.gc_succeeded(now)
 
-    async def _settle(self) -> None:
+    async def _settle_and_reclaim(self) -> _Steps:
+        steps = _Steps()
+        with steps.attempt("settle_finishing"):
+            await self._settle(self._metadata.finishing_uploads, steps)
+        with steps.attempt("settle_finals"):
+            await self._settle(self._metadata.waiting_finals, steps)
+        if self._clock.monotonic() >= self._orphans_due:
+            self._orphans_due = self._clock.monotonic() + _ORPHANS_EVERY_SECONDS
+            with steps.attempt("remove_orphans"):
+                await self._remove_orphans(steps)
+        return steps
+
+    async def _settle(self, waiting: _List[Upload], steps: _Steps) -> None:
         """Uploads whose completion a crash or a storage failure interrupted (lesson C1)."""
-        waiting = (
-            *await self._metadata.finishing_uploads(limit=_BATCH),
-            *await self._metadata.waiting_finals(limit=_BATCH),
-        )
-        for upload in waiting:
-            await self._settling.settle_quietly(upload.id)
+        async for upload in _pages(waiting):
+            with steps.attempt("settle", upload_id=upload.id):
+                await self._settling.settle_left(upload)
 
-    async def _expire_uploads(self, now: float) -> None:
-        while batch := await self._metadata.expired_uploads(now=now, limit=_BATCH):
-            gone = [upload for upload in batch if await self._settling.expire(upload, now)]
-            self._metrics.gc_reclaimed(sum(upload.offset for upload in gone))
-            if len(gone) < len(batch):
-                # what a writer holds stays; the next sweep looks again
-                break
+    async def _remove_orphans(self, steps: _Steps) -> None:
+        """What a crash or a storage failure kept from being removed in time."""
+        async for orphan in self._files.orphans():
+            with steps.attempt("remove_orphan", upload_id=orphan.upload_id):
+                await self._files.remove(orphan)
+                self._metrics.gc_reclaimed(orphan.size)
 
-    async def _expire_files(self, now: float) -> None:
-        while batch := await self._metadata.expired_files(now=now, limit=_BATCH):
-            for file in batch:
-                await self._files.delete(file)
-                self._metrics.gc_reclaimed(file.manifest.size)
+
+async def _pages(ask: _List[Row]) -> AsyncIterator[Row]:
+    """Each row of a list of the store's once, also behind those that stay on it."""
+    last: Row | None = None
+    while page := await ask(limit=_BATCH, after=last):
+        for row in page:
+            yield row
+        last = page[-1]

@@ -28,8 +28,11 @@ from service.keyset import Key, KeySet, KeySetError
 DEFAULT_ISSUER: Final = "attachd"
 CHECK_SECONDS: Final = 1.0
 
-#: mtime in ns, size, inode: a rename changes the inode even within one tick of the clock
-Stamp: TypeAlias = tuple[int, int, int]
+#: mtime and ctime in ns, size, inode: a rename changes the inode even within one tick of the clock, and what
+#: makes a file readable again (chmod, chown) changes the ctime only
+Stamp: TypeAlias = tuple[int, int, int, int]
+#: who else than its owner and its group may read a file
+_OTHERS_READ: Final = 0o004
 
 
 class KeyFile:
@@ -41,12 +44,19 @@ class KeyFile:
         *,
         monotonic: Callable[[], float] = time.monotonic,
         on_broken: Callable[[KeySetError], None] | None = None,
+        on_loaded: Callable[[KeySet], None] | None = None,
     ) -> None:
+        """`on_loaded`: called with each set that comes into force, the first one too, and when a broken file is mended.
+        Both are called on the thread that looks.
+        """
         self._path = path
         self._monotonic = monotonic
         self._on_broken = on_broken
+        self._on_loaded = on_loaded
         self._keys: KeySet | None = None
         self._stamp: Stamp | None = None
+        #: what was wrong with the file at the last look, and its stamp then
+        self._broken: tuple[Stamp | None, str] | None = None
         self._checked_at = 0.0
 
     def keys(self) -> KeySet:
@@ -78,20 +88,30 @@ class KeyFile:
             KeySetError: as `current`.
         """
         stamp = self._look()
-        if self._keys is not None and stamp == self._stamp:
+        if self._keys is not None and stamp is not None and stamp == self._stamp:
             return self._keys
         try:
             keys = self._read()
         except KeySetError as error:
             if self._keys is None:
                 raise
-            # The stamp is kept with the old set, so the same broken file is reported once.
-            self._stamp = stamp
-            if self._on_broken is not None:
+            # Not the stamp: what kept the file from being read may end without a change of the file.
+            self._stamp, before, self._broken = None, self._broken, (stamp, str(error))
+            if self._on_broken is not None and self._broken != before:
                 self._on_broken(error)
             return self._keys
-        self._keys, self._stamp = keys, stamp
+        news = self._broken is not None or keys != self._keys
+        self._keys, self._stamp, self._broken = keys, stamp, None
+        if news and self._on_loaded is not None:
+            self._on_loaded(keys)
         return keys
+
+    def exposed(self) -> bool:
+        """Whether everybody on this machine may read the file."""
+        try:
+            return bool(self._path.stat().st_mode & _OTHERS_READ)
+        except OSError:
+            return False
 
     def create_default(self) -> Key | None:
         """The file exists: its one new HS256 key if this call made it, None if it was there.
@@ -124,7 +144,7 @@ class KeyFile:
             stat = self._path.stat()
         except OSError:
             return None
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+        return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino
 
     def _read(self) -> KeySet:
         try:
@@ -140,7 +160,7 @@ class KeyFile:
     def _locked(self) -> Iterator[None]:
         # A file of its own, which stays: the key set is replaced by rename and cannot carry a lock.
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise KeySetError(f"cannot write beside the key set {self._path}: {error.strerror}") from error

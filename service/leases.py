@@ -15,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
 
 from service.clock import Clock
-from service.metadata.base import Lease, LeaseHeld, MetadataError, MetadataStore
+from service.metadata.base import Lease, LeaseHeld, MetadataError, MetadataStore, MetadataUnavailable
 from service.metrics import Metrics
 from service.model import Upload, UploadId
 from service.protocol.problems import refuse
@@ -47,6 +48,15 @@ class Holder:
         self.released = asyncio.Event()
 
 
+@dataclass(slots=True)
+class _Queue:
+    """Newcomers of one upload take their turns in order of arrival: the newest comes last and wins."""
+
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    #: whether the one whose turn it is found the lease held
+    held: bool = False
+
+
 class Leases:
     """The leases of one process. `run` must be running while any is held."""
 
@@ -65,8 +75,7 @@ class Leases:
         self._process = process
         self._patience_seconds = patience_seconds
         self._holders: dict[UploadId, Holder] = {}
-        #: newcomers of one upload take their turns in order of arrival: the newest comes last and wins
-        self._queues: dict[UploadId, asyncio.Lock] = {}
+        self._queues: dict[UploadId, _Queue] = {}
         self._returning: set[asyncio.Future[None]] = set()
         #: leases whose release failed
         self._unreturned: list[Lease] = []
@@ -88,6 +97,7 @@ class Leases:
 
         Raises:
             Refusal: locked (423), worth a retry, when the holder cannot be stopped in time (T-0D2).
+            MetadataUnavailable: worth a retry; it did not answer in time, so nobody knows of a holder.
             Conflict: the upload is not live any more.
         """
         holder = Holder(stop, silent_seconds)
@@ -105,29 +115,33 @@ class Leases:
         began = self._clock.monotonic()
         self._serial += 1
         owner = f"{self._process}:{self._serial}"
-        queue = self._queues.setdefault(upload_id, asyncio.Lock())
+        queue = self._queues.setdefault(upload_id, _Queue())
         try:
-            async with asyncio.timeout(self._patience_seconds), queue:
-                taken, asked = await self._take_when_free(upload_id, owner)
+            async with asyncio.timeout(self._patience_seconds), queue.turn:
+                taken, asked = await self._take_when_free(upload_id, owner, queue)
                 self._holders[upload_id] = holder
         except TimeoutError:
+            if not queue.held and upload_id not in self._holders:
+                raise MetadataUnavailable("the lease could not be asked for in time") from None
             raise refuse("locked", "another request holds the upload; try again", retry_after=1, close=True) from None
         finally:
-            if not queue.locked() and upload_id not in self._holders:
+            if not queue.turn.locked() and upload_id not in self._holders:
                 self._queues.pop(upload_id, None)
         self._metrics.lock_waited(self._clock.monotonic() - began)
         if asked:
             self._metrics.lock_taken_over()
         return taken
 
-    async def _take_when_free(self, upload_id: UploadId, owner: str) -> tuple[tuple[Lease, Upload], bool]:
+    async def _take_when_free(
+        self, upload_id: UploadId, owner: str, queue: _Queue
+    ) -> tuple[tuple[Lease, Upload], bool]:
         """The lease, and whether a holder had to be asked for it."""
-        asked = False
+        queue.held = False
         while True:
             try:
-                return await self._take(upload_id, owner, self._clock.now()), asked
+                return await self._take(upload_id, owner, self._clock.now()), queue.held
             except LeaseHeld:
-                asked = True
+                queue.held = True
                 await self._ask(upload_id)
 
     async def _take(self, upload_id: UploadId, owner: str, now: float) -> tuple[Lease, Upload]:
@@ -165,7 +179,7 @@ class Leases:
                 del self._holders[lease.upload_id]
             holder.released.set()
             queue = self._queues.get(lease.upload_id)
-            if queue is not None and not queue.locked():
+            if queue is not None and not queue.turn.locked():
                 self._queues.pop(lease.upload_id, None)
 
     async def _return(self, lease: Lease) -> None:

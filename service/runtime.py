@@ -7,15 +7,13 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
-import stat
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 import structlog
-from aiohttp import web
 
 from service import __version__
 from service.changes import Changes
@@ -28,6 +26,7 @@ from service.finishing import Finisher
 from service.gate import Gate
 from service.janitor import Janitor
 from service.keyfile import KeyFile
+from service.keyset import KeySet, KeySetError, KeyState
 from service.leases import Leases
 from service.lookup import Lookup
 from service.metadata.migrate import migrate
@@ -36,9 +35,10 @@ from service.metrics import Metrics
 from service.protocol.intents import Policy
 from service.protocol.tus import discovery
 from service.receiving import Receiver
-from service.setting_types import Address, TcpAddress, UnixAddress
+from service.setting_types import Address, hide_secrets
 from service.settings import Settings
 from service.settling import Settling
+from service.starting import Listener, naming, own
 from service.storage.filesystem import FilesystemStorage
 from service.storage.wrappers import MeteredStorage
 from service.tasks import Tasks
@@ -46,7 +46,6 @@ from service.uploads import Uploads
 from service.web.app import make_app
 from service.web.body import Bodies
 from service.web.buffers import BufferPool
-from service.web.connection import Connection
 from service.web.context import Context
 from service.web.cors import Cors
 from service.web.ops import make_ops_app
@@ -55,14 +54,15 @@ from service.web.pace import PaceRules
 
 log = structlog.get_logger(__name__)
 
-#: aiohttp's limits on a header line and on the request line, for `Upload-Concat` and `?sig=` (A-04)
-_LINE_BYTES: Final = 65536
-#: how long a refused body is read and thrown away, so that the client sees the answer (A-12)
-_LINGER_SECONDS: Final = 2.0
-_KEEPALIVE_SECONDS: Final = 75.0
 _KEYS_LOOK_SECONDS: Final = 1.0
 _LAG_LOOK_SECONDS: Final = 0.5
-_BACKLOG: Final = 1024
+#: how long a start waits for a database that another process has locked, and when it says that it waits
+_DATABASE_SECONDS: Final = 15.0
+_SAY_SECONDS: Final = 2.0
+#: how long work without a client may run on once everything else is closed; it can be done again
+_TASKS_SECONDS: Final = 0.5
+#: after the grace, whatever still keeps the process up (a disk or a database that hangs) is left behind
+_FORCED_SECONDS: Final = 2.0
 #: a signal to a process group comes twice where `make` or a shell passes it on
 _ONE_SIGNAL_SECONDS: Final = 0.5
 #: free disk that is left to the database, so that a full disk can be recorded, and given back (lesson D5)
@@ -82,11 +82,13 @@ class Service:
     storage: MeteredStorage
     metrics: Metrics
     settings: Settings
-    #: the addresses really bound: port 0 is the kernel's choice
-    public: Address
     operations: Address
-    _runner: web.AppRunner
-    _server: asyncio.Server
+    _listener: Listener
+
+    @property
+    def public(self) -> Address:
+        """The address really bound: port 0 is the kernel's choice."""
+        return self._listener.address
 
     async def stop(self) -> None:
         """Contract, section 12: transfers in are committed and cut off, downloads may run on for `grace`.
@@ -100,34 +102,39 @@ class Service:
             async with asyncio.timeout(self.settings.grace):
                 await self.tasks.drain()
                 await self.bodies.idle()
-        self._server.close()
-        # connections that only idle are closed at once, a request under way has a moment left
-        await self._runner.cleanup()
+                await self.tasks.drain()
+        await self._listener.end()
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterator[Service]:
+async def running(settings: Settings, clock: Clock | None = None, *, alone: bool = True) -> AsyncIterator[Service]:
     """The service, accepting requests on both listeners until the context is left.
 
+    Args:
+        alone: no other process uses the data directory, and none can while this one does. False where
+            the caller sees to that, and others share directory and database with this one.
+
     Raises:
-        OSError: an address cannot be listened on.
-        KeySetError, MetadataError, StorageError: what it needs is not usable; says why.
+        CannotStart: an address, the directory, the keys, the database or the storage is not usable; says why.
     """
     clock = clock or SystemClock()
     metrics = Metrics(__version__)
     async with contextlib.AsyncExitStack() as stack:
-        keys = await _keys(settings)
-        metadata = await asyncio.to_thread(SqlMetadata, settings.database_url, durability=settings.durability)
-        stack.push_async_callback(metadata.close)
-        if settings.database is None:
-            await asyncio.to_thread(migrate, settings.database_url)
-        await metadata.open()
-        # one process owns this database: whoever held a lease is gone
-        await metadata.drop_leases()
+        if alone:
+            stack.callback(os.close, await asyncio.to_thread(own, settings.data))
+        listeners = Listener(settings.listen, "ATTACHD_LISTEN"), Listener(settings.ops_listen, "ATTACHD_OPS_LISTEN")
+        for listener in listeners:
+            await listener.take()
+            stack.push_async_callback(listener.close)
+        with naming("ATTACHD_KEYS"):
+            keys = await _keys(settings)
+        with naming("ATTACHD_DATABASE", hide_secrets(settings.database_url)), _saying_that_it_waits(settings):
+            metadata = await _metadata(settings, stack, alone=alone)
         disk = FilesystemStorage(settings.data, durability=settings.durability, reserve_bytes=_RESERVE_BYTES)
         storage = MeteredStorage(disk, metrics, clock)
         stack.push_async_callback(storage.close)
-        await storage.open()
+        with naming("ATTACHD_DATA"):
+            await storage.open()
         policy = _policy(settings)
         changes = Changes()
         events = EventMaker(new_event_id)
@@ -194,14 +201,13 @@ async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterat
         ):
             task = asyncio.create_task(work)
             stack.push_async_callback(_ended, task)
-        runner, server, public = await _listen(make_app(context, Cors(settings.cors_origins)), settings.listen)
-        stack.push_async_callback(tasks.drain)
-        stack.push_async_callback(runner.cleanup)
-        stack.callback(server.close)
+        public, operations = listeners
+        stack.push_async_callback(tasks.end, _TASKS_SECONDS)
+        stack.push_async_callback(public.end)
+        await public.serve(make_app(context, Cors(settings.cors_origins)))
         ops = make_ops_app(metrics, {"storage": storage.probe, "database": metadata.probe}, lambda: bodies.draining)
-        ops_runner, ops_server, operations = await _listen(ops, settings.ops_listen)
-        stack.push_async_callback(ops_runner.cleanup)
-        stack.callback(ops_server.close)
+        stack.push_async_callback(operations.end)
+        await operations.serve(ops)
         yield Service(
             context=context,
             janitor=janitor,
@@ -212,15 +218,16 @@ async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterat
             storage=storage,
             metrics=metrics,
             settings=settings,
-            public=public,
-            operations=operations,
-            _runner=runner,
-            _server=server,
+            operations=operations.address,
+            _listener=public,
         )
 
 
 async def serve(settings: Settings, ready: Callable[[Service], None] | None = None) -> None:
-    """Runs until SIGTERM or SIGINT, then drains; a second signal ends the process at once."""
+    """Runs until SIGTERM or SIGINT, then drains; a second signal ends the process at once.
+
+    Only for a process of its own: soon after the grace the process ends whatever still hangs in it.
+    """
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
 
@@ -241,8 +248,21 @@ async def serve(settings: Settings, ready: Callable[[Service], None] | None = No
         if ready is not None:
             ready(service)
         await stopped.wait()
+        _end_by(settings.grace + _FORCED_SECONDS)
         await service.stop()
     log.info("service_stopped")
+
+
+def _end_by(seconds: float) -> None:
+    """The process has ended by then, which costs nothing that was promised: a kill does not either."""
+
+    def end() -> None:
+        log.error("stop_forced", seconds=seconds)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _policy(settings: Settings) -> Policy:
@@ -268,9 +288,45 @@ def _gate(settings: Settings, keys: KeyFile, clock: Clock, metrics: Metrics) -> 
     )
 
 
+async def _metadata(settings: Settings, stack: contextlib.AsyncExitStack, *, alone: bool) -> SqlMetadata:
+    """The metadata store, open until the stack is left. Raises MetadataError."""
+    metadata = await asyncio.to_thread(SqlMetadata, settings.database_url, durability=settings.durability)
+    stack.push_async_callback(metadata.close)
+    if settings.database is None:
+        await asyncio.to_thread(migrate, settings.database_url, busy_seconds=_DATABASE_SECONDS)
+    await metadata.open()
+    if alone:
+        # whoever held a lease is gone
+        await metadata.drop_leases()
+    return metadata
+
+
+@contextlib.contextmanager
+def _saying_that_it_waits(settings: Settings) -> Iterator[None]:
+    """A start that takes its time says so: for a lock of another process, or a large change of the schema."""
+    database = hide_secrets(settings.database_url)
+    saying = asyncio.get_running_loop().call_later(
+        _SAY_SECONDS, partial(log.warning, "database_awaited", database=database)
+    )
+    try:
+        yield
+    finally:
+        saying.cancel()
+
+
 async def _keys(settings: Settings) -> KeyFile:
     """The key set; a first key is made where neither a file nor a setting names one (contract, section 2)."""
-    keys = KeyFile(settings.keys_path, on_broken=lambda error: log.error("keys_broken", detail=str(error)))
+
+    def loaded(held: KeySet) -> None:
+        kids = [key.kid for key in held.keys if key.state is not KeyState.REVOKED]
+        log.info("keys_loaded", path=str(settings.keys_path), kids=kids)
+        if keys.exposed():
+            log.warning("keys_exposed", path=str(settings.keys_path), detail="everybody can read the keys; chmod 600")
+
+    def broken(error: KeySetError) -> None:
+        log.error("keys_broken", detail=str(error))
+
+    keys = KeyFile(settings.keys_path, on_broken=broken, on_loaded=loaded)
     if settings.keys is None:
         made = await asyncio.to_thread(keys.create_default)
         if made is not None:
@@ -298,38 +354,3 @@ async def _ended(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-
-
-async def _listen(app: web.Application, address: Address) -> tuple[web.AppRunner, asyncio.Server, Address]:
-    """A runner with the settings of docs/aiohttp, behind our own connection class."""
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        auto_decompress=False,
-        max_field_size=_LINE_BYTES,
-        max_line_size=_LINE_BYTES,
-        lingering_time=_LINGER_SECONDS,
-        keepalive_timeout=_KEEPALIVE_SECONDS,
-        handler_cancellation=False,
-        shutdown_timeout=1.0,
-    )
-    await runner.setup()
-    make = runner.server
-    if make is None:
-        raise RuntimeError("aiohttp made no server")
-    loop = asyncio.get_running_loop()
-
-    def connection() -> Connection:
-        return Connection(make())
-
-    if isinstance(address, UnixAddress):
-        with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISSOCK(address.path.stat().st_mode):
-                address.path.unlink()
-        server = await loop.create_unix_server(connection, str(address.path), backlog=_BACKLOG)
-        return runner, server, address
-    server = await loop.create_server(
-        connection, address.host, address.port, backlog=_BACKLOG, reuse_address=True, family=socket.AF_UNSPEC
-    )
-    bound = server.sockets[0].getsockname()
-    return runner, server, TcpAddress(address.host, bound[1])

@@ -9,7 +9,7 @@ import structlog
 
 from service.clock import Clock
 from service.events import EventMaker
-from service.files import Files
+from service.files import Files, discard_all
 from service.finishing import Finisher
 from service.leases import Leases
 from service.metadata.base import Conflict, Ending, MetadataError, MetadataStore
@@ -66,6 +66,22 @@ class Settling:
             await self.settle(upload_id)
         except (Refusal, StorageError, MetadataError) as error:
             log.info("settle_postponed", upload_id=upload_id, error=str(error))
+        except Exception:
+            # one that cannot be settled at all must not keep others that come after it
+            log.exception("settle_failed", upload_id=upload_id)
+
+    async def settle_left(self, upload: Upload) -> None:
+        """As `settle`, unless somebody is at it, or it has ended meanwhile.
+
+        Raises:
+            StorageError, MetadataUnavailable: worth a retry.
+        """
+        if self._leases.held_here(upload.id):
+            return
+        try:
+            await self.settle(upload.id)
+        except (Refusal, Conflict) as error:
+            log.info("settle_postponed", upload_id=upload.id, error=str(error))
 
     def go_on(self, upload: Upload) -> None:
         """Settles by itself, unless a request here is at it."""
@@ -97,17 +113,21 @@ class Settling:
         try:
             async with self._leases.hold(upload.id, stop=no_stop) as (lease, held):
                 now = self._clock.now()
-                await self._files.delete_of(held)
+                await self._files.forget_of(held)
                 ending = Ending(State.TERMINATED, now, events=[self._events.of_upload("terminated", held, now)])
                 await self._metadata.end_upload(held.id, epoch=lease.epoch, ending=ending)
-                await self._storage.discard(held.id)
+                await discard_all(self._storage, held.id)
         except Conflict:
             raise refuse("not-found", "the upload was terminated before") from None
         log.info("upload_terminated", upload_id=upload.id)
         self.moved(upload)
 
     async def expire(self, upload: Upload, now: float) -> bool:
-        """The upload is expired and its bytes gone, unless it moved on or a writer holds it (T-095)."""
+        """The upload is expired and its bytes gone, unless it moved on or a writer holds it (T-095).
+
+        Raises:
+            StorageError: worth a retry; the upload is expired, its bytes are an orphan.
+        """
         ending = Ending(State.EXPIRED, now, free_link=True, events=[self._events.of_upload("expired", upload, now)])
         try:
             await self._metadata.end_upload(
@@ -119,9 +139,9 @@ class Settling:
             )
         except Conflict:
             return False
-        await self._storage.discard(upload.id)
         log.info("upload_expired", upload_id=upload.id, offset=upload.offset)
         self.moved(upload)
+        await self._storage.discard(upload.id)
         return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import structlog
@@ -36,6 +37,18 @@ class Tasks:
         """Returns once nothing runs."""
         while self._running:
             await asyncio.wait(set(self._running))
+
+    async def end(self, seconds: float) -> None:
+        """As `drain`, but what is not over after so many seconds is cancelled, and given as many to clean up."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.drain()
+        if not self._running:
+            return
+        log.warning("tasks_cancelled", count=len(self._running))
+        for task in self._running:
+            task.cancel()
+        await asyncio.wait(set(self._running), timeout=seconds)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)

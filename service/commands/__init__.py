@@ -6,12 +6,23 @@ exit code 2 for a wrong argument, 1 for anything else.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from service.units import parse_duration, parse_size
+
+#: of what the service and its commands make: nothing for others, nothing to change for the group
+_UMASK: Final = 0o027
+
+
+def keep_private(context: click.Context) -> None:
+    """What the command makes is not for everybody on this machine; a stricter umask stays as it is."""
+    before = os.umask(_UMASK)
+    os.umask(before | _UMASK)
+    context.call_on_close(lambda: os.umask(before))
 
 
 class WrongArgument(click.ClickException):

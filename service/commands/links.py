@@ -18,7 +18,7 @@ import click
 
 from service.claims import ClaimError
 from service.clock import new_file_id
-from service.commands import DURATION, SIZE, WrongArgument
+from service.commands import DURATION, SIZE, WrongArgument, keep_private
 from service.keyfile import DEFAULT_ISSUER, KeyFile, new_key
 from service.keyset import ALGORITHMS, Key, KeySetError
 from service.links import SERVICE_SCOPES, download_url, mint_download, mint_service, mint_upload, upload_url
@@ -47,8 +47,10 @@ def token() -> None:
 
 
 @click.group()
-def keys() -> None:
+@click.pass_context
+def keys(context: click.Context) -> None:
     """Manage the key set file."""
+    keep_private(context)
 
 
 @link.command("upload")

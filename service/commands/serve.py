@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from service import logs
+from service.commands import keep_private
 from service.keyfile import KeyFile
-from service.keyset import KeySetError
 from service.links import mint_upload, upload_url
-from service.metadata.base import MetadataError
 from service.metadata.migrate import migrate as bring_up_to_date
 from service.runtime import Service
 from service.runtime import serve as run_service
-from service.storage.base import StorageError
+from service.setting_types import hide_secrets
+from service.starting import CannotStart, naming
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -32,9 +32,11 @@ HOUR_SECONDS: Final = 3600
 
 @click.command()
 @click.option("--print-link", is_flag=True, help="Print an upload link and the lines that use it.")
-@click.pass_obj
-def serve(settings: Settings, *, print_link: bool) -> None:
+@click.pass_context
+def serve(context: click.Context, *, print_link: bool) -> None:
     """Run the service until SIGTERM."""
+    settings: Settings = context.obj
+    keep_private(context)
     logs.configure(settings.log_format, settings.log_level)
 
     def ready(service: Service) -> None:
@@ -42,18 +44,23 @@ def serve(settings: Settings, *, print_link: bool) -> None:
             _print_link(service)
 
     try:
+        if print_link:
+            _check_signing(settings)
         _run(settings, ready)
-    except (OSError, KeySetError, MetadataError, StorageError) as error:
+    except CannotStart as error:
         raise click.ClickException(str(error)) from error
 
 
 @click.command()
-@click.pass_obj
-def migrate(settings: Settings) -> None:
+@click.pass_context
+def migrate(context: click.Context) -> None:
     """Bring the schema of the database up to date."""
+    settings: Settings = context.obj
+    keep_private(context)
     try:
-        bring_up_to_date(settings.database_url)
-    except MetadataError as error:
+        with naming("ATTACHD_DATABASE", hide_secrets(settings.database_url)):
+            bring_up_to_date(settings.database_url)
+    except CannotStart as error:
         raise click.ClickException(str(error)) from error
     click.echo("the schema is up to date")
 
@@ -65,6 +72,13 @@ def _run(settings: Settings, ready: Callable[[Service], None]) -> None:
     import uvloop  # noqa: PLC0415 - does not exist on Windows
 
     uvloop.run(run_service(settings, ready))
+
+
+def _check_signing(settings: Settings) -> None:
+    """A key that signs is there, or will be made by the start. Raises CannotStart."""
+    if settings.keys is not None or settings.keys_path.exists():
+        with naming("ATTACHD_KEYS"):
+            KeyFile(settings.keys_path).current().signing_key()
 
 
 def _print_link(service: Service) -> None:

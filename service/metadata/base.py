@@ -257,24 +257,28 @@ class MetadataStore(Protocol):
         """`deleted_at` is set; a second call changes nothing. Raises Conflict: no such file."""
         ...
 
-    # janitor
-    async def expired_uploads(self, *, now: float, limit: int) -> tuple[Upload, ...]:
+    # janitor: lists in pages, `after` is the last of the page before, whatever became of it
+    async def expired_uploads(self, *, now: float, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
         """Uploads in `receiving` past `expires_at`, and ready partials past it, oldest first.
 
         A partial that a pending final names is left out (T-096).
         """
         ...
 
-    async def finishing_uploads(self, *, limit: int) -> tuple[Upload, ...]:
+    async def finishing_uploads(self, *, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
         """Uploads in `finishing`, oldest first."""
         ...
 
-    async def waiting_finals(self, *, limit: int) -> tuple[Upload, ...]:
+    async def waiting_finals(self, *, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
         """Final uploads in `receiving`, oldest first."""
         ...
 
-    async def expired_files(self, *, now: float, limit: int) -> tuple[File, ...]:
-        """Files not deleted, past their `expires_at`."""
+    async def expired_files(self, *, now: float, limit: int, after: File | None = None) -> tuple[File, ...]:
+        """Files not deleted, past their `expires_at`, oldest first."""
+        ...
+
+    async def file_keys(self, *, limit: int, after: FileId | None = None) -> tuple[tuple[FileId, str], ...]:
+        """Ids and storage keys of the files not deleted, by id."""
         ...
 
     async def purge(self, *, before: float, link_before: float, limit: int) -> int:

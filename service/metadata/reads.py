@@ -19,6 +19,7 @@ from sqlalchemy import (
     func,
     literal_column,
     not_,
+    or_,
     select,
     type_coerce,
 )
@@ -80,24 +81,47 @@ _PENDING_FINALS = Prepared(
     .order_by(up.id)
 )
 _FILE = Prepared(select(files).where(files.c.id == bindparam("file_id")))
+
+
+def _behind(instant: ColumnElement[Any], key: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Behind the row with these two, in their order; said so that an index of the instants serves."""
+    last: ColumnElement[Any] = bindparam("last")
+    return and_(instant >= last, or_(instant > last, key > bindparam("last_id")))
+
+
 _EXPIRED = tuple(
     select(uploads)
-    .where(which, up.expires_at <= bindparam("now"), not_(WANTED_BY_FINAL))
+    .where(which, up.expires_at <= bindparam("now"), not_(WANTED_BY_FINAL), _behind(up.expires_at, up.id))
     .order_by(up.expires_at, up.id)
     .limit(bindparam("at_most"))
     for which in (RECEIVING, READY_PARTIAL)
 )
-_FINISHING = select(uploads).where(FINISHING).order_by(up.updated_at, up.id).limit(bindparam("at_most"))
+_FINISHING = (
+    select(uploads)
+    .where(FINISHING, _behind(up.updated_at, up.id))
+    .order_by(up.updated_at, up.id)
+    .limit(bindparam("at_most"))
+)
 _WAITING_FINALS = (
     select(uploads)
-    .where(RECEIVING, up.id.in_(select(final_partials.c.final_id)))
+    .where(RECEIVING, up.id.in_(select(final_partials.c.final_id)), _behind(up.updated_at, up.id))
     .order_by(up.updated_at, up.id)
     .limit(bindparam("at_most"))
 )
 _EXPIRED_FILES = (
     select(files)
-    .where(files.c.deleted_at.is_(None), files.c.expires_at <= bindparam("now"))
+    .where(
+        files.c.deleted_at.is_(None),
+        files.c.expires_at <= bindparam("now"),
+        _behind(files.c.expires_at, files.c.id),
+    )
     .order_by(files.c.expires_at, files.c.id)
+    .limit(bindparam("at_most"))
+)
+_FILE_KEYS = (
+    select(files.c.id, files.c.key)
+    .where(files.c.id > bindparam("last_id"), files.c.deleted_at.is_(None))
+    .order_by(files.c.id)
     .limit(bindparam("at_most"))
 )
 _PROMISED = select(func.coalesce(func.sum(up.length - up.offset), 0)).where(RECEIVING, up.length.is_not(None))
@@ -163,23 +187,36 @@ def file(connection: Connection, file_id: FileId) -> File | None:
     return None if row is None else load_file(row)
 
 
-def expired_uploads(connection: Connection, now: float, limit: int) -> tuple[Upload, ...]:
-    bound = {"now": now, "at_most": limit}
+def _page(limit: int, last: tuple[float, str] | None) -> dict[str, Any]:
+    instant, last_id = last or (-1.0, "")
+    return {"at_most": limit, "last": instant, "last_id": last_id}
+
+
+def expired_uploads(connection: Connection, now: float, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
+    bound = _page(limit, (after.expires_at, after.id) if after else None) | {"now": now}
     rows = [row for statement in _EXPIRED for row in connection.execute(statement, bound)]
     rows.sort(key=lambda row: (row.expires_at, row.id))
     return load_uploads(connection, rows[:limit])
 
 
-def finishing_uploads(connection: Connection, limit: int) -> tuple[Upload, ...]:
-    return load_uploads(connection, connection.execute(_FINISHING, {"at_most": limit}).all())
+def finishing_uploads(connection: Connection, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
+    bound = _page(limit, (after.updated_at, after.id) if after else None)
+    return load_uploads(connection, connection.execute(_FINISHING, bound).all())
 
 
-def waiting_finals(connection: Connection, limit: int) -> tuple[Upload, ...]:
-    return load_uploads(connection, connection.execute(_WAITING_FINALS, {"at_most": limit}).all())
+def waiting_finals(connection: Connection, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
+    bound = _page(limit, (after.updated_at, after.id) if after else None)
+    return load_uploads(connection, connection.execute(_WAITING_FINALS, bound).all())
 
 
-def expired_files(connection: Connection, now: float, limit: int) -> tuple[File, ...]:
-    return tuple(load_file(row) for row in connection.execute(_EXPIRED_FILES, {"now": now, "at_most": limit}))
+def expired_files(connection: Connection, now: float, limit: int, after: File | None = None) -> tuple[File, ...]:
+    bound = _page(limit, (after.expires_at or 0, after.id) if after else None) | {"now": now}
+    return tuple(load_file(row) for row in connection.execute(_EXPIRED_FILES, bound))
+
+
+def file_keys(connection: Connection, limit: int, after: FileId | None = None) -> tuple[tuple[FileId, str], ...]:
+    rows = connection.execute(_FILE_KEYS, {"at_most": limit, "last_id": after or ""})
+    return tuple((FileId(row.id), row.key) for row in rows)
 
 
 def promised_bytes(connection: Connection) -> int:

@@ -184,17 +184,20 @@ class SqlMetadata:
     async def delete_file(self, file_id: FileId, *, now: float, events: Sequence[Event] = ()) -> File:
         return await self._write(partial(writes.delete_file, file_id=file_id, now=now, outbox=events))
 
-    async def expired_uploads(self, *, now: float, limit: int) -> tuple[Upload, ...]:
-        return await self._read(partial(reads.expired_uploads, now=now, limit=limit))
+    async def expired_uploads(self, *, now: float, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
+        return await self._read(partial(reads.expired_uploads, now=now, limit=limit, after=after))
 
-    async def finishing_uploads(self, *, limit: int) -> tuple[Upload, ...]:
-        return await self._read(partial(reads.finishing_uploads, limit=limit))
+    async def finishing_uploads(self, *, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
+        return await self._read(partial(reads.finishing_uploads, limit=limit, after=after))
 
-    async def waiting_finals(self, *, limit: int) -> tuple[Upload, ...]:
-        return await self._read(partial(reads.waiting_finals, limit=limit))
+    async def waiting_finals(self, *, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
+        return await self._read(partial(reads.waiting_finals, limit=limit, after=after))
 
-    async def expired_files(self, *, now: float, limit: int) -> tuple[File, ...]:
-        return await self._read(partial(reads.expired_files, now=now, limit=limit))
+    async def expired_files(self, *, now: float, limit: int, after: File | None = None) -> tuple[File, ...]:
+        return await self._read(partial(reads.expired_files, now=now, limit=limit, after=after))
+
+    async def file_keys(self, *, limit: int, after: FileId | None = None) -> tuple[tuple[FileId, str], ...]:
+        return await self._read(partial(reads.file_keys, limit=limit, after=after))
 
     async def purge(self, *, before: float, link_before: float, limit: int) -> int:
         return await self._write(partial(writes.purge, before=before, link_before=link_before, limit=limit))

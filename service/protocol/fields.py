@@ -159,12 +159,20 @@ def media_type(text: str | None) -> str | None:
     return essence if _MEDIA_TYPE.fullmatch(essence) else None
 
 
+# Transfer-Encoding = #transfer-coding
 def parse_framing(fields: Fields) -> Framing:
-    """What the HTTP framing says about the body (RFC 9112, section 6); the server checked its syntax."""
+    """What the HTTP framing says about the body (RFC 9112, section 6); the server checked its syntax.
+
+    Raises:
+        Refusal: bad-header for a coding other than chunked alone: its bytes would be stored as the file's.
+    """
     announced = frozenset(
         name.strip().lower() for line in fields.getall("Trailer", []) for name in line.split(",") if name.strip()
     )
-    if fields.getall("Transfer-Encoding", []):
+    codings = [name.strip(" \t").lower() for line in fields.getall("Transfer-Encoding", []) for name in line.split(",")]
+    if any(codings):
+        if [name for name in codings if name] != ["chunked"]:
+            raise refuse("bad-header", "chunked is the only transfer coding served", close=True)
         return Framing(None, chunked=True, trailers=announced)
     length = fields.getall("Content-Length", [])
     return Framing(int(length[0]) if length and length[0].strip().isdigit() else 0)

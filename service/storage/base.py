@@ -73,6 +73,18 @@ class Stored:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What storage holds of an upload: its finished file, or, where `key` is None, what is unfinished.
+
+    `size` is what goes with it, in bytes.
+    """
+
+    upload_id: UploadId
+    key: str | None
+    size: int
+
+
 class Appender(Protocol):
     """One request's writes to one upload, from `Storage.append`."""
 
@@ -190,8 +202,12 @@ class Storage(Protocol):
         """
         ...
 
-    async def discard(self, upload_id: UploadId) -> None:
-        """Nothing unfinished of the upload is held any more. Idempotent; a finished file stays."""
+    async def discard(self, upload_id: UploadId, *, finished: bool = False) -> None:
+        """Nothing unfinished of the upload is held any more. Idempotent.
+
+        Args:
+            finished: nor a finished file, whether or not `complete` came to tell its key; else one stays.
+        """
         ...
 
     async def drop(self, upload_id: UploadId, keys: Sequence[str]) -> None:
@@ -200,6 +216,19 @@ class Storage(Protocol):
 
     async def delete(self, key: str) -> None:
         """The finished file is gone. Idempotent. A reader that has it open may read to its end."""
+        ...
+
+    def held(self, *, older_than: float) -> AsyncIterator[Held]:
+        """All that is held, in no particular order, of uploads that are in a ledger or not.
+
+        What is made or goes meanwhile may be among it or not.
+
+        Args:
+            older_than: seconds; what was changed since, by the store's clock, is left out.
+
+        Raises:
+            StorageUnavailable: worth a retry; raised at the end if only some could not be listed.
+        """
         ...
 
     def open_file(self, key: str) -> AbstractAsyncContextManager[StoredFile]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from service.storage.base import (
     Appender,
     Fence,
+    Held,
     Observer,
     Receipt,
     Storage,
@@ -116,8 +117,9 @@ class _MeteredFile:
 class MeteredStorage:
     """A Storage whose calls are counted and timed by operation and outcome.
 
-    `close` and `held` are not: they ask nothing of the backend that could fail. Bytes that the
-    kernel sends from `StoredFile.fd` are not seen here.
+    `close` and an appender's `held` are not: they ask nothing of the backend that could fail. Nor
+    is the listing `held`, whose time is mostly its consumer's. Bytes that the kernel sends from
+    `StoredFile.fd` are not seen here.
     """
 
     def __init__(self, inner: Storage, metrics: Metrics, clock: Clock) -> None:
@@ -172,10 +174,10 @@ class MeteredStorage:
         with self._meter.call("complete"):
             return await self._inner.complete(upload_id, ledger, epoch=epoch)
 
-    async def discard(self, upload_id: UploadId) -> None:
+    async def discard(self, upload_id: UploadId, *, finished: bool = False) -> None:
         """See Storage."""
         with self._meter.call("discard"):
-            await self._inner.discard(upload_id)
+            await self._inner.discard(upload_id, finished=finished)
 
     async def drop(self, upload_id: UploadId, keys: Sequence[str]) -> None:
         """See Storage."""
@@ -186,6 +188,10 @@ class MeteredStorage:
         """See Storage."""
         with self._meter.call("delete"):
             await self._inner.delete(key)
+
+    def held(self, *, older_than: float) -> AsyncIterator[Held]:
+        """See Storage."""
+        return self._inner.held(older_than=older_than)
 
     def open_file(self, key: str) -> AbstractAsyncContextManager[StoredFile]:
         """See Storage."""

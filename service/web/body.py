@@ -1,10 +1,11 @@
 """Request bodies: from aiohttp's stream into pooled buffers, eagerly.
 
-aiohttp throws away what it buffered when the peer vanishes (A-09), so a pump moves bytes out of
-its reader the moment they are there and storage consumes what the pump gathered: two buffers, one
-filling while the other is written. When both are full the pump stops reading and the socket
-pauses. An early end of any kind is an end of body, not an error: `read` first hands out all that
-arrived, then says None, and `ending` tells how it was.
+From the first read on a pump moves bytes out of aiohttp's reader the moment they are there, and
+storage consumes what the pump gathered: two buffers, one filling while the other is written. When
+both are full the pump stops reading and the socket pauses. What the reader holds when the peer
+vanishes, which aiohttp throws away (A-09), is saved by the connection. An early end of any kind is
+an end of body, not an error: `read` first hands out all that arrived, then says None, and `ending`
+tells how it was.
 
 `Bodies.open` is the seam for another way to read: it returns a `receiving.Body`, whichever suits
 the request.
@@ -27,7 +28,7 @@ from service.metrics import Metrics, TransferOutcome
 from service.protocol.intents import Ending, Framing
 from service.protocol.problems import refuse
 from service.web.buffers import BUFFER_BYTES, BufferPool
-from service.web.connection import trailer_of
+from service.web.connection import drain, saved_of, trailer_of
 from service.web.pace import Pace, PaceRules
 
 log = structlog.get_logger(__name__)
@@ -61,6 +62,8 @@ class StreamBody:
         self._pool = pool
         self._clock = clock
         self._pace = Pace(rules, clock.monotonic())
+        #: whether we are not reading: no silence is the client's then
+        self._holding_up = True
         self._tick_seconds = min(_TICK_SECONDS, rules.idle_seconds / 4)
         #: filled buffers, oldest first, with the bytes in each; and the one that is filling
         self._ready: deque[tuple[bytearray, int]] = deque()
@@ -82,7 +85,7 @@ class StreamBody:
 
     async def read(self) -> memoryview | None:
         self._give_back()
-        if self._pump is None:
+        if self._pump is None and self._ending is None:
             self._start()
         while not self._ready:
             if self._ending is not None:
@@ -108,12 +111,12 @@ class StreamBody:
         if self._stopped is None and self._ending is None:
             self._stopped = ending
             if self._pump is None:
-                self._end(ending)
+                self._rescue(memoryview(b""))
             else:
                 self._pump.cancel()
 
     def silent_seconds(self) -> float:
-        return self._pace.silent_seconds(self._clock.monotonic())
+        return 0.0 if self._holding_up else self._pace.silent_seconds(self._clock.monotonic())
 
     def trailer(self, name: str) -> str | None:
         return trailer_of(self._request, name)
@@ -146,25 +149,31 @@ class StreamBody:
 
     def _start(self) -> None:
         self.on_start()
+        self._go_on()
         self._pump = asyncio.create_task(self._run())
+        self._pump.add_done_callback(self._over)
         self._schedule()
+
+    def _over(self, _pump: asyncio.Task[None]) -> None:
+        # a task that is cancelled before its first step never gets to its own handler
+        if self._ending is None:
+            self._rescue(memoryview(b""))
 
     def _schedule(self) -> None:
         self._ticker = asyncio.get_running_loop().call_later(self._tick_seconds, self._tick)
 
     def _tick(self) -> None:
         if self._ending is None:
-            if self._pace.too_slow(self._clock.monotonic()):
+            if not self._holding_up and self._pace.too_slow(self._clock.monotonic()):
                 self.stop(Ending.TIMEOUT)
             else:
                 self._schedule()
 
     async def _run(self) -> None:
-        content = self._request.content
         chunk = memoryview(b"")
         try:
             await self._send_continue()
-            while data := await content.readany():
+            while data := await self._more():
                 self.received += len(data)
                 self._pace.progress(self.received, self._clock.monotonic())
                 chunk = memoryview(data)
@@ -179,15 +188,37 @@ class StreamBody:
             log.debug("body_cut", error=repr(error))
             self._end(Ending.CUT)
 
+    async def _more(self) -> bytes:
+        """The next bytes; empty at the end of a whole body. Raises if it broke off (A-08)."""
+        content = self._request.content
+        data = saved_of(self._request)
+        if not data and not content.at_eof():
+            try:
+                data = await content.readany()
+            except Exception:
+                data = saved_of(self._request)
+                if not data and not content.is_eof():
+                    raise
+        return data
+
     async def _take_buffer(self, arrived: int) -> None:
         """Waits for room: one buffer ready, one filling. Meanwhile the socket pauses by itself."""
-        while self._ready:
-            self._room.clear()
-            await self._room.wait()
-            self._pace.paused(self._clock.monotonic())
         length = self._framing.length
         wanted = BUFFER_BYTES if length is None else length - self.received + arrived
-        self._filling = await self._pool.take(wanted)
+        if not self._ready:
+            self._filling = self._pool.take_now(wanted)
+        if self._filling is None:
+            self._holding_up = True
+            while self._ready:
+                self._room.clear()
+                await self._room.wait()
+            self._filling = await self._pool.take(wanted)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """We read again: from now on silence is the client's."""
+        self._holding_up = False
+        self._pace.paused(self._clock.monotonic())
 
     def _copy(self, chunk: memoryview) -> int:
         """As much of chunk as fits; a full buffer is ready."""
@@ -211,13 +242,12 @@ class StreamBody:
 
     def _rescue(self, chunk: memoryview) -> None:
         """Stopped: what aiohttp has buffered counts as arrived too (A-16)."""
-        late = b""
-        with contextlib.suppress(Exception):
-            late = self._request.content.read_nowait(-1)
+        content = self._request.content
+        late = saved_of(self._request) + drain(content)
         self.received += len(late)
         self._rest = bytes(chunk) + late
-        whole = self._request.content.is_eof() and self._request.content.exception() is None
-        self._end(Ending.WHOLE if whole and self._stopped is not Ending.CUT else self._stopped or Ending.CUT)
+        whole = content.is_eof() and self._stopped is not Ending.CUT
+        self._end(Ending.WHOLE if whole else self._stopped or Ending.CUT)
 
     def _end(self, ending: Ending) -> None:
         self._turn_over()
@@ -238,7 +268,9 @@ class StreamBody:
         request = self._request
         if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
             writer = request.writer
-            await writer.write(_CONTINUE)
+            # a client that has gone may have sent the body all the same
+            with contextlib.suppress(ConnectionError):
+                await writer.write(_CONTINUE)
             # else an exception later on would close the connection without a response (A-13b)
             writer.output_size = 0
 

@@ -20,7 +20,8 @@ class BufferPool:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
         self._free: list[bytearray] = []
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        #: oldest first, with what each wants
+        self._waiters: deque[tuple[asyncio.Future[bytearray], int]] = deque()
 
     @property
     def tight(self) -> bool:
@@ -32,24 +33,44 @@ class BufferPool:
         """Not even a small buffer is left: a new transfer is refused."""
         return self.used_bytes + SMALL_BYTES > self.limit_bytes
 
+    def take_now(self, wanted: int) -> bytearray | None:
+        """A buffer for about `wanted` bytes if there is one and nobody waits for it. Give it back."""
+        return None if self._waiters else self._cut(wanted)
+
     async def take(self, wanted: int) -> bytearray:
-        """A buffer for about `wanted` bytes, as soon as the limit allows. Give it back."""
-        while True:
-            size = SMALL_BYTES if wanted <= SMALL_BYTES or self.tight else BUFFER_BYTES
-            if self.used_bytes + size <= self.limit_bytes:
-                self.used_bytes += size
-                return self._free.pop() if size == BUFFER_BYTES and self._free else bytearray(size)
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await waiter
+        """The same as soon as the limit allows, in order of arrival."""
+        buffer = self.take_now(wanted)
+        if buffer is not None:
+            return buffer
+        waiter: asyncio.Future[bytearray] = asyncio.get_running_loop().create_future()
+        self._waiters.append((waiter, wanted))
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if not waiter.cancelled():
+                # it had been served, and nobody is there to use it
+                self.give(waiter.result())
+            raise
 
     def give(self, buffer: bytearray) -> None:
-        """The buffer is not used any more."""
+        """The buffer is not used any more; all are served that it, or the room it leaves, is enough for."""
         self.used_bytes -= len(buffer)
         if len(buffer) == BUFFER_BYTES and len(self._free) < _KEEP:
             self._free.append(buffer)
         while self._waiters:
-            waiter = self._waiters.popleft()
+            waiter, wanted = self._waiters[0]
             if not waiter.done():
-                waiter.set_result(None)
-                break
+                served = self._cut(wanted)
+                if served is None:
+                    break
+                waiter.set_result(served)
+            self._waiters.popleft()
+
+    def _cut(self, wanted: int) -> bytearray | None:
+        size = SMALL_BYTES if wanted <= SMALL_BYTES or self.tight else BUFFER_BYTES
+        if self.used_bytes + size > self.limit_bytes:
+            size = SMALL_BYTES
+        if self.used_bytes + size > self.limit_bytes:
+            return None
+        self.used_bytes += size
+        return self._free.pop() if size == BUFFER_BYTES and self._free else bytearray(size)

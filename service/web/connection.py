@@ -1,45 +1,97 @@
 """The protocol object of a connection: aiohttp's own, with an eye on the raw bytes.
 
-It owns the transport and passes everything on. It is found from a request by the public
-`request.transport.get_protocol()`, and is the place for whatever aiohttp has no API for: the
-trailer section of a chunked body, which aiohttp parses and drops (A-01), and not reading the rest
-of a refused body, which aiohttp would do as fast as it comes (A-12, lesson A3).
+It owns the transport and passes the bytes on, one request at a time: a head, and once a handler
+has begun the request, its body; what comes behind waits here with the socket paused. So a head is
+bounded as a whole and in time (aiohttp bounds its fields one by one), and pipelined requests cost
+nothing before their turn. It is also the place for whatever aiohttp has no API for: the trailer
+section of a chunked body, which aiohttp parses and drops (A-01); not reading the rest of a refused
+body, which aiohttp would do as fast as it comes (A-12, lesson A3); the bytes that aiohttp has
+buffered and throws away when the peer vanishes (A-09); and the answer to a client that has
+finished sending and says so (A-08).
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from enum import Enum, auto
 from typing import Final, cast
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 
-#: raw bytes kept for the trailer section
-TAIL_BYTES: Final = 16 * 1024
+from service.web.trailers import Tail
+
+#: bytes of a request's head as a whole: a field and a request line of 64 KiB each fit (A-04, T-0CE)
+HEAD_BYTES: Final = 256 * 1024
+#: from the first byte of a head, or from the start of the connection, until a handler begins
+HEAD_SECONDS: Final = 30.0
 #: what is still read of a refused body: a small one ends, so that its connection closes at once
 REFUSED_BYTES: Final = 128 * 1024
-_LAST_CHUNK: Final = re.compile(rb"0+[ \t]*(;[^\r\n]*)?")
+#: bytes that wait for their turn before the socket pauses; a small body behind its head never does
+HELD_BYTES: Final = 64 * 1024
+_HEAD_END: Final = b"\r\n\r\n"
+
+
+class _Turn(Enum):
+    """Whose bytes come now."""
+
+    #: of a head, or nothing yet
+    HEAD = auto()
+    #: a head is complete and its handler has not begun
+    WAIT = auto()
+    #: of the body that is handled
+    BODY = auto()
+    #: that body is whole
+    WHOLE = auto()
 
 
 class Connection(asyncio.Protocol):
     """Stands before an aiohttp connection handler made by the public `AppRunner.server`."""
 
-    def __init__(self, inner: asyncio.Protocol) -> None:
+    def __init__(self, inner: asyncio.Protocol, now: Callable[[], float] = time.monotonic) -> None:
         self._inner = inner
-        #: the last bytes received, at least TAIL_BYTES of them if there were so many
-        self._tail: list[bytes] = []
-        self._tail_bytes = 0
+        self._now = now
         self._transport: asyncio.Transport | None = None
+        self._turn = _Turn.HEAD
+        #: of the head that is coming
+        self._head_bytes = 0
+        self._head_seam = b""
+        #: since when a request has been due, None while none is; looked at by the one timer
+        self._due_since: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        #: of the request that is handled: its body, and how many bytes of it are to come, None if chunked
+        self._content: StreamReader | None = None
+        self._body_left: int | None = None
+        self._body_idle_bytes = 0
+        self._tail = Tail()
+        #: came before its turn
+        self._held = bytearray()
+        self._paused = False
+        #: what of the body aiohttp had buffered when the peer went away
+        self._saved = b""
+        self._half_closed = False
         #: bytes of a refused body that are still passed on
         self._left: int | None = None
+
+    # --- for the loop -----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's are none by class
         self._transport = cast(asyncio.Transport, transport)
         self._inner.connection_made(transport)
+        self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._turn is _Turn.WAIT and self._held:
+            # the handler is about to begin, and reads what aiohttp has
+            self._inner.data_received(self._take_held())
+        self._save()
         self._inner.connection_lost(exc)
+        self._transport = None
 
     def pause_writing(self) -> None:
         self._inner.pause_writing()
@@ -48,19 +100,165 @@ class Connection(asyncio.Protocol):
         self._inner.resume_writing()
 
     def eof_received(self) -> bool | None:
+        """A client that has sent its request whole may still hear the answer; any other is gone (A-08)."""
+        self._half_closed = True
+        if self._turn is _Turn.BODY and self._content is not None and self._content.is_eof():
+            self._turn = _Turn.WHOLE
+        if self._turn in (_Turn.WAIT, _Turn.WHOLE):
+            return True
+        self._save()
         return self._inner.eof_received()
 
     def data_received(self, data: bytes) -> None:
         if self._left is not None and not self._take_refused(len(data)):
             return
-        if len(data) >= TAIL_BYTES:
-            self._tail, self._tail_bytes = [data[-TAIL_BYTES:]], TAIL_BYTES
+        if self._turn is _Turn.HEAD:
+            self._take_head(data)
+        elif self._turn is _Turn.BODY:
+            self._take_body(data)
         else:
-            self._tail.append(data)
-            self._tail_bytes += len(data)
-            while self._tail_bytes - len(self._tail[0]) >= TAIL_BYTES:
-                self._tail_bytes -= len(self._tail.pop(0))
+            self._hold(data)
+
+    @property
+    def half_closed(self) -> bool:
+        """Whether the peer sends nothing more."""
+        return self._half_closed
+
+    # --- one request at a time --------------------------------------------------------------
+
+    def begin(self, request: web.BaseRequest) -> None:
+        """The request's handler begins: its body is passed on."""
+        self._content = request.content
+        self._body_left = request.content_length
+        self._body_idle_bytes = 0
+        self._tail = Tail()
+        self._due_since = None
+        self._turn = _Turn.WHOLE if self._content.is_eof() else _Turn.BODY
+        if self._turn is _Turn.BODY and self._held:
+            self._take_body(self._take_held())
+        if self._turn is _Turn.BODY:
+            self._resume()
+            if self._half_closed and self._transport is not None:
+                self._save()
+                self._transport.close()
+
+    def end(self) -> bool:
+        """The handler has its answer. Whether another request may come on this connection."""
+        if self._content is None or not self._content.is_eof():
+            return False
+        self._content, self._saved = None, b""
+        if self._body_left is None and self._tail.seen and self._tail.trailers() is None:
+            # bytes of a next request went along with the chunked body: where it begins is not known
+            return False
+        self._turn, self._head_bytes, self._head_seam = _Turn.HEAD, 0, b""
+        if self._held:
+            self._take_head(self._take_held())
+        if self._turn is _Turn.HEAD:
+            self._resume()
+        return self._turn is not _Turn.HEAD or not self._half_closed
+
+    def _take_head(self, data: bytes) -> None:
+        if not self._head_bytes:
+            # empty lines before a request line are skipped, as aiohttp does (RFC 9112 2.2)
+            data = data.lstrip(b"\r\n")
+            if not data:
+                self._expect_head()
+                return
+        seen = self._head_seam + data
+        at = seen.find(_HEAD_END)
+        end = len(data) if at < 0 else at + len(_HEAD_END) - len(self._head_seam)
+        self._head_bytes += end
+        if self._head_bytes > HEAD_BYTES:
+            self._abort()
+            return
+        self._head_seam = seen[1 - len(_HEAD_END) :]
+        self._expect_head()
+        if at >= 0:
+            self._turn = _Turn.WAIT
+            self._hold(data[end:])
+        self._inner.data_received(data[:end])
+
+    def _take_body(self, data: bytes) -> None:
+        content = self._content
+        if content is None or content.is_eof():
+            self._turn = _Turn.WHOLE
+            self._hold(data)
+        elif self._body_left is not None:
+            mine = data if len(data) <= self._body_left else data[: self._body_left]
+            self._body_left -= len(mine)
+            if not self._body_left:
+                self._turn = _Turn.WHOLE
+                self._hold(data[len(mine) :])
+            self._inner.data_received(mine)
+        else:
+            self._take_chunked(data, content)
+
+    def _take_chunked(self, data: bytes, content: StreamReader) -> None:
+        """Where a chunked body ends only aiohttp knows."""
+        before = content.total_bytes
+        self._tail.add(data)
         self._inner.data_received(data)
+        if content.is_eof():
+            self._turn = _Turn.WHOLE
+        elif content.total_bytes != before:
+            self._body_idle_bytes = 0
+        else:
+            # extensions and trailers are bounded like a head
+            self._body_idle_bytes += len(data)
+            if self._body_idle_bytes > HEAD_BYTES:
+                self._abort()
+
+    def _hold(self, data: bytes) -> None:
+        """Keeps bytes whose turn has not come. aiohttp may resume the socket: it is paused each time."""
+        self._held += data
+        if len(self._held) > HELD_BYTES and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _take_held(self) -> bytes:
+        held = bytes(self._held)
+        self._held.clear()
+        return held
+
+    def _resume(self) -> None:
+        if self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- a deadline for heads ---------------------------------------------------------------
+
+    def _expect_head(self) -> None:
+        if self._due_since is None:
+            self._due_since = self._now()
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(HEAD_SECONDS, self.look)
+
+    def look(self) -> None:
+        """Ends the connection if no handler has begun a request in time; idling after an answer is aiohttp's."""
+        self._timer = None
+        if self._due_since is None:
+            return
+        left = self._due_since + HEAD_SECONDS - self._now()
+        if left > 0:
+            self._timer = asyncio.get_running_loop().call_later(left, self.look)
+        else:
+            self._abort()
+
+    # --- what aiohttp has no API for --------------------------------------------------------
+
+    def _save(self) -> None:
+        """Takes over what aiohttp holds of the body: it raises instead of handing it out once it knows (A-09)."""
+        if self._content is not None and self._turn in (_Turn.BODY, _Turn.WHOLE):
+            self._saved += drain(self._content)
+
+    def saved(self) -> bytes:
+        """What of the body had been received and not been read when the peer went away; once."""
+        saved, self._saved = self._saved, b""
+        return saved
 
     def refuse_rest(self) -> None:
         """The rest of the request's body is not read; the client has aiohttp's lingering time to see its answer."""
@@ -76,44 +274,77 @@ class Connection(asyncio.Protocol):
         return False
 
     def trailers(self) -> dict[str, str]:
-        """The trailer fields that ended the bytes received so far, names in lower case.
-
-        Empty where the bytes do not end in a trailer section after a last chunk: a section over
-        16 KiB, or one with the next request already behind it, counts as not sent (A-01).
-        """
-        return parse_trailers(b"".join(self._tail)[-TAIL_BYTES:])
+        """The trailer fields behind the chunked body that is handled, names in lower case."""
+        return self._tail.trailers() or {}
 
 
-# trailer-section = *( field-line CRLF ); it stands between the last chunk and an empty line (RFC 9112 7.1)
-def parse_trailers(tail: bytes) -> dict[str, str]:
-    """Walks back from the empty line to the last-chunk line; anything else means no trailer."""
-    lines = tail.split(b"\r\n")
-    if lines[-2:] != [b"", b""]:
-        return {}
-    fields: dict[str, str] = {}
-    for line in reversed(lines[:-2]):
-        if _LAST_CHUNK.fullmatch(line):
-            return fields
-        name, colon, value = line.partition(b":")
-        if not colon or not name or name != name.strip():
-            return {}
-        fields[name.decode("latin-1").lower()] = value.strip(b" \t").decode("latin-1")
-    return {}
+_CONNECTION: Final = web.RequestKey("connection", Connection)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def follow(app: web.Application) -> None:
+    """Lets `Connection` know where requests of the application begin and end; it must, to be served behind one."""
+    app.middlewares.insert(0, _in_turn)
+    app.on_response_prepare.append(_close_unbegun)
+
+
+@web.middleware
+async def _in_turn(request: web.Request, handler: Handler) -> web.StreamResponse:
+    protocol = request.transport.get_protocol() if request.transport is not None else None
+    if not isinstance(protocol, Connection):
+        # the client has gone already, and aiohttp hands out what had come
+        return await handler(request)
+    request[_CONNECTION] = protocol
+    protocol.begin(request)
+    try:
+        response = await handler(request)
+    except web.HTTPException as error:
+        if not protocol.end():
+            error.force_close()
+        raise
+    if not protocol.end():
+        response.force_close()
+    return response
+
+
+async def _close_unbegun(request: web.Request, response: web.StreamResponse) -> None:
+    """Signal `on_response_prepare`: an answer that no middleware saw (417, A-03) ends its connection."""
+    protocol = request.transport.get_protocol() if request.transport is not None else None
+    if isinstance(protocol, Connection) and _CONNECTION not in request:
+        response.headers["Connection"] = "close"
+        response.force_close()
 
 
 def trailer_of(request: web.Request, name: str) -> str | None:
     """A trailer of the request's chunked body, once that was read to its end."""
-    connection = _connection_of(request)
+    connection = request.get(_CONNECTION)
     return connection.trailers().get(name.lower()) if connection is not None else None
 
 
 def refuse_rest(request: web.Request) -> None:
     """What has not come yet of the request's body is not read. The connection must end with the answer."""
-    connection = _connection_of(request)
+    connection = request.get(_CONNECTION)
     if connection is not None:
         connection.refuse_rest()
 
 
-def _connection_of(request: web.Request) -> Connection | None:
-    protocol = request.transport.get_protocol() if request.transport is not None else None
-    return protocol if isinstance(protocol, Connection) else None
+def saved_of(request: web.Request) -> bytes:
+    """The bytes of the body that came before the client went away and that `request.content` will not give; once."""
+    connection = request.get(_CONNECTION)
+    return connection.saved() if connection is not None else b""
+
+
+def drain(content: StreamReader) -> bytes:
+    """All that aiohttp holds of a body, also what its parser had put off."""
+    pieces: list[bytes] = []
+    # raises while a read waits, which means that there is nothing, and once the client has gone
+    with contextlib.suppress(Exception):
+        while piece := content.read_nowait(-1):
+            pieces.append(piece)
+    return b"".join(pieces)
+
+
+def half_closed(request: web.Request) -> bool:
+    """Whether the client has sent its last byte; it may still read, though most that do so have gone."""
+    connection = request.get(_CONNECTION)
+    return connection is not None and connection.half_closed

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
+
+from service.web.waiting import Waiting
 
 if TYPE_CHECKING:
     from service.clock import Clock
@@ -32,6 +34,7 @@ class Context:
     clock: Clock
     #: `X-Accel-Redirect` prefix, or None to send files ourselves
     accel_prefix: str | None = None
+    waiting: Waiting = field(default_factory=Waiting)
 
 
 CONTEXT: Final = web.AppKey("context", Context)

@@ -10,11 +10,14 @@ from aiohttp import web
 from service.model import parse_file_id
 from service.protocol import ranges
 from service.protocol.problems import refuse
+from service.web.access import access_of
 from service.web.context import CONTEXT, Context
-from service.web.query import token_of, wait_of
+from service.web.query import token_of
 from service.web.sendfile import Body, send
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from service.links import VerifiedDownload
     from service.metrics import DownloadMode, TransferOutcome
     from service.model import File
@@ -63,8 +66,13 @@ async def _found(request: web.Request, context: Context) -> tuple[VerifiedDownlo
     file_id = parse_file_id(request.match_info["file_id"])
     if file_id is None:
         raise refuse("not-found", "A download link has the form /d/f_…?sig=….")
+    access_of(request).about_file(file_id)
     link = await context.gate.download(token_of(request), file_id)
-    return link, await context.downloads.find(file_id, wait_seconds=wait_of(request))
+
+    def find(seconds: float) -> Awaitable[File]:
+        return context.downloads.find(file_id, wait_seconds=seconds)
+
+    return link, await context.waiting.ask(request, find, stopping=lambda: context.bodies.draining)
 
 
 def _plan(request: web.Request, file: File, headers: dict[str, str]) -> ranges.ReadPlan:
@@ -129,3 +137,5 @@ async def _transfer(
             outcome = await send(request, response, body)
         finally:
             metrics.transfer_ended("out", outcome, moved, clock.monotonic() - began)
+            access = access_of(request)
+            access.outcome, access.sent = outcome, moved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 from collections.abc import Awaitable, Callable
@@ -14,12 +15,12 @@ from service.metadata.base import MetadataError
 from service.protocol.dispatch import TUS_VERSION, has_tus
 from service.protocol.problems import Problem, Refusal
 from service.receiving import storage_problem
-from service.storage.base import StorageError
+from service.storage.base import StorageError, StorageShort
+from service.web.access import CLIENT_GONE, access_of, gone
 from service.web.connection import refuse_rest
 from service.web.context import CONTEXT
 from service.web.cors import Cors
 from service.web.replies import REQUEST_ID, respond_problem
-from service.web.uploads import UPLOAD_ID
 
 log = structlog.get_logger(__name__)
 
@@ -32,30 +33,70 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 @web.middleware
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """One log line and one count for each request; the query, where tokens are, is never logged."""
+    """One log line and one count for each request, however it ends; the query, where tokens are, is never logged."""
     context = request.app[CONTEXT]
     given = request.headers.get("X-Request-ID", "")
     request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
     request[REQUEST_ID] = request_id
     began = context.clock.monotonic()
+    access, status = access_of(request), web.HTTPInternalServerError.status_code
     with structlog.contextvars.bound_contextvars(request_id=request_id):
-        response = await handler(request)
-        if _unread(request):
-            # the next request would be taken for the rest of this body (A-03b)
-            response.force_close()
-            refuse_rest(request)
-        seconds = context.clock.monotonic() - began
-        route = _route(request)
-        context.metrics.http_request(route, request.method, response.status, seconds)
-        log.info(
-            "request_answered",
-            method=request.method,
-            route=route,
-            status=response.status,
-            seconds=round(seconds, 6),
-            **({"upload_id": request[UPLOAD_ID]} if UPLOAD_ID in request else {}),
-        )
+        try:
+            response = await _answered(request, handler)
+            status = response.status
+            if isinstance(response, web.Response) and isinstance(response.body, bytes):
+                access.sent = len(response.body)
+        except asyncio.CancelledError:
+            # the service stops and its grace is over
+            status = access.status or web.HTTPServiceUnavailable.status_code
+            access.outcome = access.outcome or "drained"
+            raise
+        finally:
+            _tell(request, status, context.clock.monotonic() - began)
+            structlog.contextvars.unbind_contextvars("upload_id", "file_id")
     return response
+
+
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        response = await handler(request)
+    except ConnectionError:
+        if not gone(request):
+            raise
+        # nobody reads it
+        response = web.Response(status=CLIENT_GONE)
+    if _unread(request):
+        # the next request would be taken for the rest of this body (A-03b)
+        response.force_close()
+        refuse_rest(request)
+    return response
+
+
+def _tell(request: web.Request, status: int, seconds: float) -> None:
+    context, access, route = request.app[CONTEXT], access_of(request), _route(request)
+    if access.outcome is None and gone(request):
+        access.outcome = "client_abort"
+    if access.outcome == "client_abort":
+        # what it would have been told, nobody was
+        status, access.reason, access.detail = CLIENT_GONE, None, None
+    context.metrics.http_request(route, request.method, status, seconds)
+    told = {
+        "outcome": access.outcome,
+        "reason": access.reason,
+        "detail": access.detail,
+        "received": access.received,
+        "sent": access.sent,
+        "upload_id": access.upload_id,
+        "file_id": access.file_id,
+    }
+    log.info(
+        "request_answered",
+        method=request.method,
+        route=route,
+        status=status,
+        seconds=round(seconds, 6),
+        **{name: value for name, value in told.items() if value is not None},
+    )
 
 
 @web.middleware
@@ -68,9 +109,13 @@ async def present_errors(request: web.Request, handler: Handler) -> web.StreamRe
         problem = refusal.problem
     except web.HTTPException as error:
         problem = _of_router(error)
+    except StorageShort:
+        # what was promised to be kept is not there (lesson C2): an operator's matter, no retry brings it back
+        log.exception("bytes_lost", reason="internal")
+        problem = Problem("internal", "the fault is ours, and its operator is told", close=True)
     except StorageError as error:
         log.warning("storage_failed", error=str(error))
-        problem = storage_problem(error)
+        problem = storage_problem(error) if access_of(request).file_id is None else _of_storage_read()
     except MetadataError as error:
         log.warning("metadata_failed", error=str(error))
         problem = Problem("storage-unavailable", "try again", (("Retry-After", "1"),), close=True)
@@ -79,14 +124,13 @@ async def present_errors(request: web.Request, handler: Handler) -> web.StreamRe
     except Exception:
         log.exception("request_failed")
         problem = Problem("internal", "the fault is ours; try again", close=True)
-    if problem.status >= 400:
-        log.info("request_refused", reason=problem.slug, detail=problem.detail)
     return respond_problem(request, problem)
 
 
 async def decorate(request: web.Request, response: web.StreamResponse) -> None:
     """Signal `on_response_prepare`: also reaches answers of the router itself (A-06)."""
     request.app[CORS].decorate(request, response)
+    access_of(request).status = response.status
     # not which Python and which aiohttp
     response.headers["Server"] = "attachd"
     files = request.path == "/files" or request.path.startswith("/files/")
@@ -107,6 +151,10 @@ def _of_router(error: web.HTTPException) -> Problem:
     if error.status == web.HTTPNotFound.status_code:
         return Problem("not-found", "nothing is served at this address", close=True)
     return Problem("bad-header", error.reason, status=error.status, close=True)
+
+
+def _of_storage_read() -> Problem:
+    return Problem("storage-unavailable", "the file cannot be read now; try again later", (("Retry-After", "5"),))
 
 
 def _unread(request: web.Request) -> bool:

@@ -72,6 +72,8 @@ class Readiness:
                     failed[name] = "error"
             if name in failed and name not in self._failed:
                 log.warning("readiness_lost", check=name, reason=failed[name], cause=cause)
+            elif name in self._failed and name not in failed:
+                log.warning("readiness_regained", check=name)
         return failed
 
     async def close(self) -> None:

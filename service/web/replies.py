@@ -8,8 +8,9 @@ from typing import Final
 from aiohttp import web
 
 from service.protocol.intents import Reply
-from service.protocol.problems import Problem
+from service.protocol.problems import URN, Problem
 from service.protocol.tus import render_problem
+from service.web.access import access_of
 
 #: the request id, set by the outermost middleware
 REQUEST_ID: Final = web.RequestKey("request_id", str)
@@ -20,12 +21,14 @@ def respond(request: web.Request, reply: Reply) -> web.Response:
     headers = dict(reply.headers)
     if reply.status == web.HTTPUnauthorized.status_code:
         headers["WWW-Authenticate"] = "Bearer"
+    content = dict(reply.json or {})
+    problem = "type" in content and "detail" in content
+    if problem:
+        content["request_id"] = request.get(REQUEST_ID, "")
+        access = access_of(request)
+        access.reason, access.detail = str(content["type"]).removeprefix(URN), str(content["detail"])
     body: bytes | None = None
-    if reply.json is not None and request.method != "HEAD":
-        content = dict(reply.json)
-        problem = "type" in content and "detail" in content
-        if problem:
-            content["request_id"] = request.get(REQUEST_ID, "")
+    if content and request.method != "HEAD":
         headers["Content-Type"] = "application/problem+json" if problem else "application/json"
         body = json.dumps(content).encode()
     response = web.Response(status=reply.status, reason=reply.reason, headers=headers, body=body)

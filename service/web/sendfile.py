@@ -86,7 +86,10 @@ async def send(request: web.Request, response: web.StreamResponse, body: Body) -
         if isinstance(error, ConnectionError) or (isinstance(error, OSError) and error.errno in _CLIENT_GONE):
             return _ended(request, response, "client_abort")
         # without a traceback: to format one is to read source files on the event loop
-        log.error("download_failed", reason="storage-unavailable", error=repr(error))  # noqa: TRY400
+        if isinstance(error, StorageShort):
+            log.error("bytes_lost", reason="internal", error=repr(error))  # noqa: TRY400
+        else:
+            log.error("download_failed", reason="storage-unavailable", error=repr(error))  # noqa: TRY400
         return _ended(request, response, "error")
     return "ok"
 

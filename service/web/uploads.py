@@ -6,7 +6,9 @@ One route takes every method (T-043). Rules do not live here: an `if` about stat
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import structlog
@@ -23,17 +25,17 @@ from service.protocol.dispatch import (
     refuse_ietf,
     version_refusal,
 )
-from service.protocol.intents import Created, Reply
+from service.protocol.intents import Created, Framing, Reply
 from service.protocol.problems import Refusal, refuse
+from service.receiving import Body
+from service.web.access import access_of
 from service.web.context import CONTEXT
-from service.web.query import token_of, wait_of
+from service.web.query import token_of
 from service.web.replies import respond
 
 log = structlog.get_logger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-UPLOAD_ID: Final = web.RequestKey("upload_id", str)
 
 
 # --- /files ---------------------------------------------------------------------------------
@@ -52,20 +54,22 @@ async def options(request: web.Request) -> web.StreamResponse:
 async def create(request: web.Request) -> web.StreamResponse:
     """`POST /files`: tus creation."""
     _require_tus(request)
+    _refuse_while_stopping(request)
     context = request.app[CONTEXT]
     verified = await context.gate.upload(token_of(request))
     intent = tus.parse_create(request.headers)
-    async with context.bodies.open(request, intent.framing) as body:
+    async with _body(request, intent.framing) as body:
         outcome = await context.uploads.create(intent, verified, body)
     return respond(request, tus.render_created(outcome, _location(request, outcome)))
 
 
 async def plain(request: web.Request) -> web.StreamResponse:
     """`PUT /files` and `PUT /files/NAME`."""
+    _refuse_while_stopping(request)
     context = request.app[CONTEXT]
     verified = await context.gate.upload(token_of(request))
     intent = put.parse_put(request.headers, request.match_info.get("tail"))
-    async with context.bodies.open(request, intent.framing) as body:
+    async with _body(request, intent.framing) as body:
         outcome = await context.uploads.create(intent, verified, body)
     return respond(request, put.render_put(outcome, _location(request, outcome)))
 
@@ -84,8 +88,26 @@ async def made(request: web.Request) -> web.StreamResponse:
 
 
 def _location(request: web.Request, outcome: Created) -> str:
-    request[UPLOAD_ID] = outcome.upload.id
+    access_of(request).about_upload(outcome.upload.id)
     return request.app[CONTEXT].origin.upload(request, outcome.upload.id)
+
+
+def _refuse_while_stopping(request: web.Request) -> None:
+    """A new upload is a new transfer, with a first body or without (contract, section 12)."""
+    if request.app[CONTEXT].bodies.draining:
+        raise refuse("draining", "the service is stopping; try again", retry_after=1, close=True)
+
+
+@asynccontextmanager
+async def _body(request: web.Request, framing: Framing) -> AsyncIterator[Body]:
+    """The request's body; what came of it is told in the log line. Raises what `Bodies.open` does."""
+    body: Body | None = None
+    try:
+        async with request.app[CONTEXT].bodies.open(request, framing) as body:
+            yield body
+    finally:
+        if body is not None and not framing.empty:
+            access_of(request).received = body.received
 
 
 def _require_tus(request: web.Request) -> None:
@@ -107,7 +129,7 @@ async def upload(request: web.Request) -> web.StreamResponse:
         if effective_method(request.method, request.headers, METHODS) == "PUT":
             return await plain(request)
         raise refuse("not-found", "no such upload", close=True)
-    request[UPLOAD_ID] = upload_id
+    access_of(request).about_upload(upload_id)
     method = effective_method(request.method, request.headers, ("OPTIONS", *_UPLOAD))
     return await options(request) if method == "OPTIONS" else await _UPLOAD[method](request, upload_id)
 
@@ -130,7 +152,9 @@ async def head(request: web.Request, upload_id: UploadId) -> web.StreamResponse:
 
 async def status(request: web.Request, upload_id: UploadId) -> web.StreamResponse:
     """`GET`: the status as JSON, whatever the protocol (T-02B)."""
-    found = await request.app[CONTEXT].uploads.status(upload_id, wait_of(request))
+    context = request.app[CONTEXT]
+    ask = partial(context.uploads.status, upload_id)
+    found = await context.waiting.ask(request, ask, stopping=lambda: context.bodies.draining)
     return respond(request, tus.render_status(found))
 
 
@@ -142,7 +166,7 @@ async def append(request: web.Request, upload_id: UploadId) -> web.StreamRespons
         raise refuse("bad-header", "the upload was made with tus; continue with tus", close=True)
     _require_tus(request)
     intent = tus.parse_append(request.headers, upload_id)
-    async with context.bodies.open(request, intent.framing) as body:
+    async with _body(request, intent.framing) as body:
         outcome = await context.uploads.append(intent, body)
     return respond(request, tus.render_appended(outcome))
 

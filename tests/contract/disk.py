@@ -26,6 +26,14 @@ def segments(root: Path) -> list[Path]:
     return sorted(path for path in (root / "uploads").rglob("*") if path.is_file())
 
 
+def age(root: Path, seconds: float) -> None:
+    """Every file below the root was last changed so much earlier."""
+    for path in root.rglob("*"):
+        if path.is_file():
+            changed = path.stat().st_mtime - seconds
+            os.utime(path, (changed, changed))
+
+
 async def make(root: Path, durability: str = "complete") -> FilesystemStorage:
     """An opened adapter; pytest's own temporary directory is its disk."""
     storage = FilesystemStorage(root, durability=durability, threads=2)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial as bound
+from typing import Any
+
 from service.metadata.base import Ending, MetadataStore, Totals
-from service.model import ConcatKind, State, Upload
+from service.model import ConcatKind, FileId, State, Upload
 from tests.contract.metadata_values import (
     DAY,
     NOW,
@@ -81,6 +84,47 @@ class UpkeepContract:
                 await store.delete_file(file.id, now=NOW)
         assert [file.expires_at for file in await store.expired_files(now=NOW, limit=10)] == [NOW - 1, NOW]
         assert [file.expires_at for file in await store.expired_files(now=NOW, limit=1)] == [NOW - 1]
+
+    async def test_lists_go_on_behind_what_stays(self, store: MetadataStore) -> None:
+        """A page begins behind the last row of the page before, also where instants are the same."""
+        for _ in range(5):
+            await created(store, expires_at=NOW)
+            await partial(store, expires_at=NOW)
+            await finishing(store)
+            await final(store, await partial(store), expires_at=NOW + DAY)
+            upload, lease = await finishing(store)
+            file = make_file(upload, expires_at=NOW)
+            await store.publish(upload.id, epoch=lease.epoch, file=file, events=(), now=NOW)
+        lists: list[tuple[Any, int]] = [
+            (bound(store.expired_uploads, now=NOW), 10),
+            (store.finishing_uploads, 5),
+            (store.waiting_finals, 5),
+            (bound(store.expired_files, now=NOW), 5),
+        ]
+        for ask, count in lists:
+            whole = await ask(limit=100)
+            pages, after = [], None
+            while page := await ask(limit=2, after=after):
+                pages += page
+                after = page[-1]
+            assert len(whole) == count
+            assert pages == list(whole)
+
+    async def test_a_page_does_not_need_the_row_it_goes_on_behind(self, store: MetadataStore) -> None:
+        """What became of the last row meanwhile does not matter to the next page."""
+        uploads = [await created(store, expires_at=NOW - number) for number in (3, 2, 1)]
+        first = await store.expired_uploads(now=NOW, limit=1)
+        await store.end_upload(uploads[0].id, epoch=None, ending=Ending(State.EXPIRED, NOW))
+        assert list(await store.expired_uploads(now=NOW, limit=5, after=first[0])) == uploads[1:]
+
+    async def test_file_keys(self, store: MetadataStore) -> None:
+        """The key of each file that is not deleted is listed once, page by page, by id."""
+        uploads = [await ready(store) for _ in range(5)]
+        await store.delete_file(uploads[0].file_id, now=NOW)
+        found: list[tuple[FileId, str]] = []
+        while page := await store.file_keys(limit=2, after=found[-1][0] if found else None):
+            found += page
+        assert found == sorted((upload.file_id, make_file(upload).key) for upload in uploads[1:])
 
     async def test_purge_forgets_old_tombstones(self, store: MetadataStore) -> None:
         """Ended uploads and ready ones last updated before the instant go; newer and open ones stay."""

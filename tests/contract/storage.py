@@ -1,12 +1,13 @@
 """The Storage port's contract as a suite: every adapter's test subclasses StorageContract.
 
 A subclass provides the fixture `storage` (an opened adapter), and says by the hooks how the same
-store is opened anew and how bytes are lost behind its back.
+store is opened anew, how bytes are lost behind its back, and how it grows old.
 """
 
+from tests.contract.storage_listing import StorageListing
 from tests.contract.storage_reading import StorageReading
 from tests.contract.storage_writing import StorageWriting
 
 
-class StorageContract(StorageWriting, StorageReading):
+class StorageContract(StorageWriting, StorageReading, StorageListing):
     """What every adapter holds to, sentence by sentence of `storage/base.py`."""

@@ -78,3 +78,7 @@ class StorageHooks(ABC):
     @abstractmethod
     async def shorten(self, storage: Storage, part: Part) -> None:
         """The last byte of the part is lost behind the adapter's back."""
+
+    @abstractmethod
+    async def age(self, storage: Storage, seconds: float) -> None:
+        """All that is held now was last changed so much earlier."""

@@ -23,7 +23,7 @@ from service.storage.base import (
     Stored,
 )
 from service.storage.filesystem import FilesystemStorage, copying
-from tests.contract.disk import make, segments, several
+from tests.contract.disk import age, make, segments, several
 from tests.contract.storage import StorageContract
 from tests.contract.storage_values import (
     Ledger,
@@ -68,6 +68,9 @@ class DiskContract(StorageContract):
     async def shorten(self, storage: Storage, part: Part) -> None:
         segment = self._root / "uploads" / part.key[2:4] / part.key
         os.truncate(segment, part.end - part.start - 1)
+
+    async def age(self, storage: Storage, seconds: float) -> None:
+        age(self._root, seconds)
 
 
 class TestFilesystem(DiskContract):
@@ -322,3 +325,35 @@ async def test_a_cancelled_join_ends_and_leaves_nothing(
 
     assert joining.cancelled()
     assert segments(root) == before
+
+
+# what is held
+
+
+async def test_foreign_names_are_not_held(storage: FilesystemStorage, root: Path) -> None:
+    """Only files of our names in the place that goes with the name are listed, nothing is left out for them."""
+    upload_id, name = new_upload_id(), new_upload_id()
+    await appended(storage, upload_id, (), b"abc")
+    shard = root / "files" / name[2:4]
+    shard.mkdir(exist_ok=True)
+    (root / "files" / "zz").mkdir(exist_ok=True)
+    wrong_shard = "aa" if name[2:4] != "aa" else "bb"
+    (root / "files" / wrong_shard).mkdir(exist_ok=True)
+    for path in (
+        root / "files" / name,
+        root / "files" / wrong_shard / name,
+        shard / "README",
+        shard / f"{name}.e1",
+        shard / f"{name}x",
+        root / "uploads" / upload_id[2:4] / f"{upload_id}.backup",
+        root / "uploads" / upload_id[2:4] / upload_id,
+        root / "uploads" / "22",
+        root / "uploads" / "lost+found",
+    ):
+        if not path.exists():
+            path.write_bytes(b"mine")
+    (shard / name).mkdir()
+
+    assert [(held.upload_id, held.key, held.size) async for held in storage.held(older_than=-1)] == [
+        (upload_id, None, 3)
+    ]

@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,12 +23,13 @@ from service.storage.base import (
     StorageStale,
     StorageUnavailable,
 )
-from service.storage.filesystem import FilesystemStorage
-from tests.contract.disk import Calls, make, segments
+from service.storage.filesystem import FilesystemStorage, copying, listing
+from tests.contract.disk import Calls, make, segments, several
 from tests.contract.storage_values import (
     appended,
     committed,
     content,
+    finished,
     uncommitted,
     unfinished,
 )
@@ -201,6 +204,108 @@ async def test_a_disk_that_vanished_is_worth_a_retry(storage: FilesystemStorage,
     away.rename(root)
 
     assert await unfinished(storage, await appended(storage, upload_id, ledger, b"def", epoch=2)) == b"abcdef"
+
+
+@pytest.mark.parametrize("directory", ["uploads", "files"])
+async def test_the_probe_writes_wherever_bytes_go(storage: FilesystemStorage, root: Path, directory: str) -> None:
+    """A directory that takes no file, be it that of uploads or of files, fails the probe, which names it."""
+    (root / directory).rmdir()
+    with pytest.raises(StorageUnavailable, match=f"{directory}/ cannot be written"):
+        await storage.probe()
+    (root / directory).mkdir()
+    await storage.probe()
+
+
+async def test_a_shard_that_cannot_be_listed_hides_no_other(
+    storage: FilesystemStorage, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All other shards are listed, and the error comes at the end."""
+    stored = [await finished(storage, b"abc") for _ in range(3)]
+    broken = min(each.key for each in stored)
+    real = os.scandir
+
+    def scandir(path: Path) -> Any:
+        if path == root / "files" / broken[2:4]:
+            raise OSError(errno.EIO, "broken")
+        return real(path)
+
+    monkeypatch.setattr(listing, "os", SimpleNamespace(scandir=scandir, stat_result=os.stat_result))
+    seen: set[str | None] = set()
+
+    async def walk() -> None:
+        async for held in storage.held(older_than=-1):
+            seen.add(held.key)
+
+    with pytest.raises(StorageUnavailable, match=f"listing {broken[2:4]}/: broken"):
+        await walk()
+    assert seen == {each.key for each in stored if each.key[2:4] != broken[2:4]}
+
+
+async def test_a_store_that_is_gone_is_not_an_empty_one(storage: FilesystemStorage, root: Path) -> None:
+    """Listing an unmounted disk is worth a retry."""
+    root.rename(root.with_name("away"))
+    with pytest.raises(StorageUnavailable):
+        await anext(aiter(storage.held(older_than=0)))
+
+
+class SlowCopies:
+    """Copies stand still until they are let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._running = threading.Semaphore(0)
+        self.go = threading.Event()
+        self._real = copying.WAYS[-1]
+        monkeypatch.setattr(copying, "WAYS", (self._copy,))
+
+    def _copy(self, *args: int) -> int:
+        self._running.release()
+        self.go.wait(30)
+        return self._real(*args)
+
+    async def run(self, number: int) -> None:
+        """So many copies are under way."""
+        for _ in range(number):
+            assert await asyncio.to_thread(self._running.acquire, timeout=10)
+
+
+async def test_joins_keep_nothing_else_waiting(storage: FilesystemStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While as many joins run as may, files are opened, uploads begin, grow and end, and the probe answers."""
+    source, stored = new_upload_id(), await finished(storage, b"abcde")
+    ledger = await appended(storage, source, (), b"abc")
+    copies = SlowCopies(monkeypatch)
+    joins = [asyncio.ensure_future(storage.concatenate(new_upload_id(), [ledger], epoch=1)) for _ in range(4)]
+    try:
+        await copies.run(2)
+        async with asyncio.timeout(10):
+            await storage.probe()
+            await storage.free_bytes()
+            assert await content(storage, stored) == b"abcde"
+            assert await content(storage, await finished(storage, b"more")) == b"more"
+    finally:
+        copies.go.set()
+        receipts = await asyncio.gather(*joins)
+
+    assert {receipt.offset for receipt in receipts} == {3}
+
+
+async def test_slow_ends_keep_nothing_else_waiting(storage: FilesystemStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While as many uploads of several segments end as may, files are opened, uploads grow, and the probe answers."""
+    stored = await finished(storage, b"abcde")
+    uploads = [new_upload_id() for _ in range(2)]
+    ledgers = [await several(storage, upload_id) for upload_id in uploads]
+    copies = SlowCopies(monkeypatch)
+    ends = [asyncio.ensure_future(storage.complete(*each, epoch=9)) for each in zip(uploads, ledgers, strict=True)]
+    try:
+        await copies.run(2)
+        async with asyncio.timeout(10):
+            await storage.probe()
+            assert await content(storage, stored) == b"abcde"
+            assert len(await appended(storage, new_upload_id(), (), b"abc")) == 1
+    finally:
+        copies.go.set()
+        whole = await asyncio.gather(*ends)
+
+    assert [each.size for each in whole] == [9, 9]
 
 
 async def test_a_root_that_cannot_be_used_stops_the_start_in_words(tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ def janitor(connection: Connection) -> None:
     reads.expired_uploads(connection, NOW, 10)
     reads.finishing_uploads(connection, 10)
     reads.expired_files(connection, NOW, 10)
+    reads.file_keys(connection, 10)
     reads.promised_bytes(connection)
     reads.totals(connection)
     reads.pending_finals(connection, UploadId("u_x"))

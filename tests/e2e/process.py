@@ -105,7 +105,7 @@ class ServiceProcess:
 
     def start(self) -> None:
         """Ready to serve, or NotReady."""
-        self.data.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "service", "serve"],

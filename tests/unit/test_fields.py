@@ -403,6 +403,20 @@ def test_framing(given_fields: CIMultiDict[str], length: int | None, chunked: bo
     assert (framing.length, framing.chunked, framing.empty) == (length, chunked, empty)
 
 
+@pytest.mark.parametrize("codings", ["gzip, chunked", "chunked, chunked", "gzip", "identity", "deflate,chunked"])
+def test_framing_other_codings(codings: str) -> None:
+    """A transfer coding that would have to be undone is refused: the bytes on the way are not the file's."""
+    with pytest.raises(Refusal) as refused:
+        parse_framing(fields(Transfer_Encoding=codings))
+    assert refused.value.problem.slug == "bad-header"
+
+
+@pytest.mark.parametrize("coding", ["chunked", "Chunked", " chunked ", "chunked,"])
+def test_framing_spellings_of_chunked(coding: str) -> None:
+    """Case, blanks and empty list members make no difference."""
+    assert parse_framing(fields(Transfer_Encoding=coding)).chunked
+
+
 def test_framing_trailers() -> None:
     """Announced trailers are collected over all lines, without case."""
     announced = fields(("Trailer", "Upload-Checksum, X-A"), ("Trailer", "x-b,"), Transfer_Encoding="chunked")

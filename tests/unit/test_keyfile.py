@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import threading
@@ -225,6 +226,58 @@ def test_a_mended_file_is_in_force_again(path: Path) -> None:
     file.refresh()
     write(path, jwk("HS256", kid="b"))
     assert file.refresh().get("b") is not None
+
+
+def test_a_file_that_becomes_readable_is_read_without_a_change_of_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set that was put in place unreadable counts as soon as it can be read; nobody has to touch it again."""
+    reports: list[KeySetError] = []
+    write(path, jwk("HS256", kid="a"))
+    file = KeyFile(path, on_broken=reports.append)
+    file.refresh()
+    write(path, jwk("HS256", kid="b"), jwk("HS256", kid="c"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", denied)
+        assert [file.refresh().get("b") for _ in range(2)] == [None, None]
+    assert file.refresh().get("b") is not None
+    assert len(reports) == 1
+
+
+def denied(path: Path) -> bytes:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_a_change_of_mode_is_a_change(path: Path) -> None:
+    """chmod and chown move neither size nor mtime, and are seen."""
+    write(path, jwk("HS256", kid="a"))
+    file = KeyFile(path)
+    before = file._look()
+    path.chmod(0o600)
+    assert file._look() != before
+
+
+def test_each_set_that_comes_into_force_is_told_once(path: Path) -> None:
+    """The first set, each other one, and the same one after a broken file; nothing when only the time changed."""
+    loaded: list[list[str]] = []
+    file = KeyFile(path, on_loaded=lambda held: loaded.append([key.kid for key in held.keys]))
+    one, two = jwk("HS256", kid="a"), jwk("HS256", kid="b")
+    for content in ([one], [one], [one, two], None, [one, two]):
+        if content is None:
+            path.write_text("{")
+        else:
+            write(path, *content)
+        os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 1))
+        file.refresh()
+    assert loaded == [["a"], ["a", "b"], ["a", "b"]]
+
+
+@pytest.mark.parametrize(("mode", "exposed"), [(0o600, False), (0o640, False), (0o644, True)])
+def test_a_file_for_everybody_is_exposed(path: Path, mode: int, exposed: bool) -> None:
+    """The group may read it, where the operator says so; others may not."""
+    write(path, jwk("HS256", kid="a"))
+    path.chmod(mode)
+    assert KeyFile(path).exposed() is exposed
 
 
 @pytest.mark.parametrize("content", [None, "{"])

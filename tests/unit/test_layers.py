@@ -55,6 +55,7 @@ LAYERS: Final = {
     "service.commands": 5,
     "service.logs": 5,
     "service.runtime": 5,
+    "service.starting": 5,
 }
 NAMES: Final = ("pure", "port", "adapter", "use-case", "web", "wiring")
 MAY_IMPORT: Final = {0: {0}, 1: {0, 1}, 2: {0, 1}, 3: {0, 1, 3}, 4: {0, 1, 3, 4}, 5: {0, 1, 2, 3, 4, 5}}
@@ -70,7 +71,7 @@ WHY: Final = {
 #: who may import a third party; structlog is for every layer above the pure one
 THIRD_PARTIES: Final = {
     "aiofiles": ("service.storage.filesystem",),
-    "aiohttp": ("service.web", "service.webhooks", "service.runtime"),
+    "aiohttp": ("service.web", "service.webhooks", "service.starting"),
     "alembic": ("service.metadata",),
     "boto3": ("service.storage.s3",),
     "botocore": ("service.storage.s3",),

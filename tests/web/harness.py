@@ -298,10 +298,12 @@ def settings_for(folder: Path, **changes: Any) -> Settings:
 
 
 @asynccontextmanager
-async def site(folder: Path, *, clock: FakeClock | None = None, **changes: Any) -> AsyncIterator[Site]:
-    """A service with these settings, stopped at the end."""
+async def site(
+    folder: Path, *, clock: FakeClock | None = None, alone: bool = True, **changes: Any
+) -> AsyncIterator[Site]:
+    """A service with these settings, stopped at the end. `alone`: as `running` takes it."""
     settings = settings_for(folder, **changes)
-    async with running(settings, clock) as service:
+    async with running(settings, clock, alone=alone) as service:
         keys = await asyncio.to_thread(KeyFile(settings.keys_path).current)
         here = Site(service, clock, keys.signing_key())
         try:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
+import structlog
 from aiohttp import web
 
 from service.metrics import Metrics
@@ -107,6 +108,26 @@ async def test_a_check_that_recovers_is_ready_again():
     assert await readiness.failed() == {"storage": "timeout"}
     storage.go_on.set()
     assert await readiness.failed() == {}
+
+
+@pytest.mark.parametrize("trouble", ["error", "timeout"])
+async def test_readiness_that_comes_back_is_told(trouble):
+    """The log has when a dependency was lost and when it was back, once each."""
+    storage = Dependency()
+    readiness = Readiness({"storage": storage}, check_seconds=0.01, cache_seconds=0)
+    with structlog.testing.capture_logs() as records:
+        if trouble == "error":
+            storage.error = OSError()
+        else:
+            storage.go_on.clear()
+        await readiness.failed()
+        await readiness.failed()
+        storage.error = None
+        storage.go_on.set()
+        await readiness.failed()
+        await readiness.failed()
+    told = [(record["event"], record["check"]) for record in records]
+    assert told == [("readiness_lost", "storage"), ("readiness_regained", "storage")]
 
 
 async def test_many_probes_are_one_look():

@@ -244,7 +244,7 @@ async def test_T_0D4_download_takes_no_lock(tmp_path: Path) -> None:
 async def two(folder: Path) -> AsyncIterator[tuple[Site, Site, SteppedClock]]:
     """Two services on one directory and one database, as two processes of a machine are."""
     clock = SteppedClock()
-    async with site(folder, clock=clock) as one, site(folder, clock=clock) as other:
+    async with site(folder, clock=clock, alone=False) as one, site(folder, clock=clock, alone=False) as other:
         yield one, other, clock
 
 

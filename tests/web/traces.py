@@ -1,4 +1,4 @@
-"""What a service has written down, and tokens that no issuer would sign."""
+"""What a service has written down; faults to put in; tokens that no issuer would sign."""
 
 from __future__ import annotations
 
@@ -47,6 +47,15 @@ def count(site: Site, table: str) -> int:
 def instant(site: Site) -> int:
     """Now, on the service's clock."""
     return int(site.clock.now() if site.clock else time.time())
+
+
+def breaks(error: Exception) -> Any:
+    """A call that fails, in place of one that works."""
+
+    async def broken(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return broken
 
 
 def forward(site: Site, seconds: float) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -13,8 +15,8 @@ import aiofiles.os
 import aiofiles.tempfile
 
 from service.model import Part, UploadId
-from service.storage.base import Fence, Observer, Receipt, StorageError, StorageUnavailable, Stored
-from service.storage.filesystem import publishing, reading
+from service.storage.base import Fence, Held, Observer, Receipt, StorageError, StorageUnavailable, Stored
+from service.storage.filesystem import listing, publishing, reading
 from service.storage.filesystem.appender import DiskAppender
 from service.storage.filesystem.layout import Durability, Layout, lock, translated
 from service.storage.filesystem.threads import Threads
@@ -28,8 +30,9 @@ class FilesystemStorage:
     Args:
         root: the directory; made if missing.
         durability: `complete`, `always` or `none` (contract, section 5).
-        threads: how many writes run at once, and as many again of everything that is slower
-            (syncs, reads, joins), so that none of those keeps a byte of an upload waiting.
+        threads: how many writes run at once, and as many again of what is slower (syncs, reads),
+            of joins and of completions, which may copy a whole file: so none of those keeps a
+            byte of an upload, a new upload or a download waiting, nor joins the end of an upload.
         reserve_bytes: free space that uploads may not use, so that whoever shares the disk, above
             all the database that records them, can still write.
     """
@@ -40,6 +43,8 @@ class FilesystemStorage:
         self._layout = Layout(root, Durability(durability), reserve_bytes)
         self._writers = Threads(threads, "attachd-write")
         self._helpers = Threads(threads, "attachd-disk")
+        self._joiners = Threads(threads, "attachd-join")
+        self._publishers = Threads(threads, "attachd-publish")
 
     async def open(self) -> None:
         """See `Storage.open`."""
@@ -52,18 +57,22 @@ class FilesystemStorage:
 
     async def close(self) -> None:
         """See `Storage.close`."""
-        self._writers.close()
-        self._helpers.close()
+        for threads in (self._writers, self._helpers, self._joiners, self._publishers):
+            threads.close()
 
     async def probe(self) -> None:
         """See `Storage.probe`. What it writes has no name, so that nothing stays after a crash."""
-        with translated("it cannot be written"):
-            async with aiofiles.tempfile.TemporaryFile(
-                "wb", buffering=0, dir=self._layout.uploads, executor=self._helpers.executor
-            ) as file:
-                await file.write(_PROBE)
-                if not await self._helpers.run(lambda: lock(file.fileno())):
-                    raise StorageUnavailable("it does not give locks")
+        for directory in (self._layout.uploads, self._layout.files):
+            with translated(f"{directory.name}/ cannot be written"):
+                await self._probe(directory)
+
+    async def _probe(self, directory: Path) -> None:
+        async with aiofiles.tempfile.TemporaryFile(
+            "wb", buffering=0, dir=directory, executor=self._helpers.executor
+        ) as file:
+            await file.write(_PROBE)
+            if not await self._helpers.run(lambda: lock(file.fileno())):
+                raise StorageUnavailable("it does not give locks")
 
     async def free_bytes(self) -> int | None:
         """See `Storage.free_bytes`. What an unprivileged user may still write, less the reserve."""
@@ -103,7 +112,7 @@ class FilesystemStorage:
         """See `Storage.concatenate`. Copied by the kernel; where extents are shared, not at all."""
         stop = threading.Event()
         with translated("joining"):
-            return await self._helpers.run(
+            return await self._joiners.run(
                 lambda: publishing.concatenate(self._layout, upload_id, sources, epoch, stop), stop=stop.set
             )
 
@@ -111,15 +120,17 @@ class FilesystemStorage:
         """See `Storage.complete`."""
         stop = threading.Event()
         with translated("publishing"):
-            return await self._helpers.run(
+            return await self._publishers.run(
                 lambda: publishing.complete(self._layout, upload_id, ledger, epoch, stop), stop=stop.set
             )
 
-    async def discard(self, upload_id: UploadId) -> None:
-        """See `Storage.discard`."""
+    async def discard(self, upload_id: UploadId, *, finished: bool = False) -> None:
+        """See `Storage.discard`. Segments first: without one, nothing becomes a file any more."""
         with translated("discarding"):
             segments = await self._helpers.run(lambda: self._layout.segments(upload_id))
             await self.drop(upload_id, [key for key, _ in segments])
+        if finished:
+            await self.delete(upload_id)
 
     async def drop(self, upload_id: UploadId, keys: Sequence[str]) -> None:
         """See `Storage.drop`. Raises ValueError: a key of another upload."""
@@ -131,6 +142,25 @@ class FilesystemStorage:
     async def delete(self, key: str) -> None:
         """See `Storage.delete`."""
         await self._unlink(self._layout.file(key))
+
+    async def held(self, *, older_than: float) -> AsyncIterator[Held]:
+        """See `Storage.held`. A shard is listed in one call, so that no directory is held open meanwhile."""
+        before = time.time() - older_than
+        failed: StorageError | None = None
+        for directory, listed in listing.listings(self._layout):
+            with translated("listing"):
+                shards = await self._helpers.run(partial(listing.shards, directory))
+            for shard in shards:
+                try:
+                    with translated(f"listing {shard.name}/"):
+                        found = await self._helpers.run(partial(listed, shard, before))
+                except StorageError as error:
+                    failed = failed or error
+                    continue
+                for held in found:
+                    yield held
+        if failed is not None:
+            raise failed
 
     async def _unlink(self, path: Path) -> None:
         with translated("removing"), suppress(FileNotFoundError):

@@ -162,6 +162,17 @@ class Layout:
         return fd, first
 
 
+def segment_of(name: str) -> UploadId | None:
+    """The upload that the segment of that name belongs to, None for any other name."""
+    found = _SEGMENT.fullmatch(name)
+    return UploadId(found[1]) if found else None
+
+
+def file_of(name: str) -> UploadId | None:
+    """The upload that became the finished file of that name, None for any other name."""
+    return parse_upload_id(name)
+
+
 def lock(fd: int) -> bool:
     """Whether the descriptor now has the lock of its file. Closing it gives the lock back."""
     try:

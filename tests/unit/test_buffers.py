@@ -1,0 +1,121 @@
+"""The buffer pool: one limit, turns in order of arrival, and no room that nobody is told of."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+
+from service.web.buffers import BUFFER_BYTES, SMALL_BYTES, BufferPool
+
+
+async def _full(limit: int) -> tuple[BufferPool, list[bytearray]]:
+    """A pool of which all is taken, and what was taken."""
+    pool = BufferPool(limit)
+    taken = []
+    while (buffer := pool.take_now(1)) is not None:
+        taken.append(buffer)
+    return pool, taken
+
+
+async def _waiting(pool: BufferPool, wanted: int) -> asyncio.Task[bytearray]:
+    task = asyncio.create_task(pool.take(wanted))
+    await asyncio.sleep(0)
+    return task
+
+
+async def _cancelled(task: asyncio.Task[bytearray]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_sizes() -> None:
+    """A small body gets a small buffer, a large one a large one, and a small one once half is in use."""
+    pool = BufferPool(4 * BUFFER_BYTES)
+    assert len(await pool.take(SMALL_BYTES)) == SMALL_BYTES
+    assert len(await pool.take(SMALL_BYTES + 1)) == BUFFER_BYTES
+    assert len(await pool.take(BUFFER_BYTES)) == BUFFER_BYTES
+    assert len(await pool.take(BUFFER_BYTES)) == SMALL_BYTES
+
+
+async def test_room_for_a_small_one_is_used() -> None:
+    """Where a large buffer does not fit any more and a small one does, nobody waits."""
+    pool = BufferPool(BUFFER_BYTES)
+    assert len(await pool.take(1)) == SMALL_BYTES
+    async with asyncio.timeout(1):
+        assert len(await pool.take(BUFFER_BYTES)) == SMALL_BYTES
+
+
+async def test_one_that_gave_up_after_its_turn_passes_it_on() -> None:
+    """A waiter cancelled in the moment it was served costs the next one nothing."""
+    pool, taken = await _full(2 * SMALL_BYTES)
+    first, second = await _waiting(pool, 1), await _waiting(pool, 1)
+    pool.give(taken.pop())
+    await _cancelled(first)
+    async with asyncio.timeout(1):
+        await second
+    assert pool.used_bytes == 2 * SMALL_BYTES
+
+
+async def test_one_that_gave_up_while_waiting_is_skipped() -> None:
+    """A cancelled waiter gets nothing and keeps nothing."""
+    pool, taken = await _full(SMALL_BYTES)
+    first, second = await _waiting(pool, 1), await _waiting(pool, 1)
+    await _cancelled(first)
+    pool.give(taken.pop())
+    async with asyncio.timeout(1):
+        pool.give(await second)
+    assert pool.used_bytes == 0
+
+
+async def test_a_large_one_serves_many_small_ones() -> None:
+    """What a large buffer gives back is shared by all that it is enough for."""
+    pool = BufferPool(BUFFER_BYTES)
+    large = await pool.take(BUFFER_BYTES)
+    waiting = [await _waiting(pool, 1) for _ in range(5)]
+    pool.give(large)
+    async with asyncio.timeout(1):
+        await asyncio.gather(*waiting)
+    assert pool.used_bytes == 5 * SMALL_BYTES
+
+
+async def test_first_come_first_served() -> None:
+    """A newcomer does not overtake one that waits, though there is room."""
+    pool, taken = await _full(SMALL_BYTES)
+    first = await _waiting(pool, 1)
+    pool.give(taken.pop())
+    assert pool.take_now(1) is None
+    second = await _waiting(pool, 1)
+    assert first.done()
+    assert not second.done()
+    pool.give(first.result())
+    async with asyncio.timeout(1):
+        await second
+
+
+async def test_nothing_is_lost_in_a_crowd() -> None:
+    """Two thousand takers, a third of which give up at some point, leave a pool of which nothing is used."""
+    pool, chance = BufferPool(2 * BUFFER_BYTES), random.Random(2)
+    most = 0
+
+    async def use() -> None:
+        nonlocal most
+        buffer = await pool.take(chance.choice([1, BUFFER_BYTES]))
+        most = max(most, pool.used_bytes)
+        try:
+            for _ in range(chance.randrange(4)):
+                await asyncio.sleep(0)
+        finally:
+            pool.give(buffer)
+
+    async with asyncio.timeout(30):
+        for _ in range(20):
+            tasks = [asyncio.create_task(use()) for _ in range(100)]
+            for task in tasks:
+                if chance.random() < 0.3:
+                    await asyncio.sleep(0)
+                    task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    assert pool.used_bytes == 0
+    assert most <= pool.limit_bytes

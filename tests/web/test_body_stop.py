@@ -1,0 +1,30 @@
+"""A body that is stopped ends, at whatever step its reading is."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from service.protocol.intents import Ending
+from service.web.body import StreamBody
+from tests.web.harness import OCTETS, TUS, Site, head
+
+
+async def test_L1_a_body_stopped_before_its_first_step_ends(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body stopped in the very moment its reading begins hands out what arrived and ends, and the lease is free."""
+    path = await here.create(10)
+    start = StreamBody._start
+
+    def start_and_stop(body: StreamBody) -> None:
+        start(body)
+        body.stop(Ending.TAKEN_OVER)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StreamBody, "_start", start_and_stop)
+        line = await here.line()
+        fields = [*TUS.items(), ("Upload-Offset", "0"), ("Content-Type", OCTETS), ("Content-Length", "10")]
+        await line.send(head("PATCH", path, fields, None) + b"hello")
+        async with asyncio.timeout(5):
+            assert (await line.answer()).status == 423
+    assert (await here.patch(path, (await here.head(path)).offset, b"")).status == 204
