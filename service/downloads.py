@@ -50,6 +50,10 @@ class Downloads:
         self._changes = changes
         self._wait_poll_seconds = wait_poll_seconds
 
+    def proxy_path(self, file: File) -> str | None:
+        """Where a proxy in front finds the file below the storage's root, None where it cannot."""
+        return self._storage.proxy_path(file.key)
+
     async def find(self, file_id: FileId, *, wait_seconds: float = 0) -> File:
         """The file, ready to be read; waits for it at most `wait_seconds`, and never over 20.
 

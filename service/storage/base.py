@@ -231,6 +231,13 @@ class Storage(Protocol):
         """
         ...
 
+    def proxy_path(self, key: str) -> str | None:
+        """Where the finished file lies below the storage's root, `/` between names, for a proxy that sends it itself.
+
+        None where no local file is.
+        """
+        ...
+
     def open_file(self, key: str) -> AbstractAsyncContextManager[StoredFile]:
         """The finished file, open for reading until the context is left.
 

@@ -193,6 +193,10 @@ class MeteredStorage:
         """See Storage."""
         return self._inner.held(older_than=older_than)
 
+    def proxy_path(self, key: str) -> str | None:
+        """See Storage."""
+        return self._inner.proxy_path(key)
+
     def open_file(self, key: str) -> AbstractAsyncContextManager[StoredFile]:
         """See Storage."""
         return self._open_file(key)

@@ -40,8 +40,9 @@ async def download(request: web.Request) -> web.StreamResponse:
     if plan.status == 304:
         return web.Response(status=304, headers=headers)
     headers |= _entity_headers(link, file)
-    if context.accel_prefix is not None:
-        return web.Response(headers=headers | {"X-Accel-Redirect": context.accel_prefix + quote(file.key)})
+    path = context.downloads.proxy_path(file) if context.accel_prefix is not None else None
+    if path is not None:
+        return web.Response(headers=headers | {"X-Accel-Redirect": f"{context.accel_prefix}{quote(path)}"})
     if plan.content_range is not None:
         headers["Content-Range"] = plan.content_range
     response = web.StreamResponse(status=plan.status, headers=headers | {"Content-Length": str(plan.length)})

@@ -201,6 +201,11 @@ def _round(target: int, file: int, start: int, end: int) -> int:
             count = os.sendfile(target, file, position, min(STEP, end - position))
         except BlockingIOError:
             break
+        except OSError:
+            if position > start:
+                # what has gone out counts; the next round meets the error again
+                break
+            raise
         if count == 0:
             raise StorageShort("the file ended before its size")
         position += count

@@ -130,6 +130,7 @@ class Disk:
         self.path = path
         self.storage = FilesystemStorage(path / "files", durability="none")
         self.kernel = True
+        self.proxy_path = self.storage.proxy_path
 
     @asynccontextmanager
     async def open_file(self, key: str) -> AsyncIterator[StoredFile]:

@@ -166,6 +166,10 @@ class FilesystemStorage:
         with translated("removing"), suppress(FileNotFoundError):
             await aiofiles.os.remove(path, executor=self._helpers.executor)
 
+    def proxy_path(self, key: str) -> str | None:
+        """See `Storage.proxy_path`."""
+        return self._layout.file(key).relative_to(self._layout.root).as_posix()
+
     @asynccontextmanager
     async def open_file(self, key: str) -> AsyncIterator[reading.DiskFile]:
         """See `Storage.open_file`."""

@@ -1,0 +1,633 @@
+"""The sweeper: one thing that fails stops nothing else, a clock that jumps ends nothing, a slow join delays nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service import janitor
+from service.leases import TERM_SECONDS
+from service.metadata.base import MetadataUnavailable
+from service.model import FileId, State
+from service.storage.base import StorageFull
+from tests.contract import disk
+from tests.web.harness import TUS, Site, path_of, site
+from tests.web.traces import breaks, forward
+from tests.web.under_way import SteppedClock, until
+
+HOUR = 3600
+DAY = 24 * HOUR
+
+
+@pytest.fixture
+async def swept(tmp_path: Path, log: io.StringIO) -> AsyncIterator[Site]:
+    """A service whose first sweep is over and whose next one the test makes."""
+    async with site(tmp_path, clock=SteppedClock(), tombstone="2h", upload_idle="1h") as running:
+        await until(lambda: succeeded(running) > 0)
+        yield running
+
+
+def succeeded(here: Site) -> float:
+    """When a sweep last ended well."""
+    return here.service.metrics.registry.get_sample_value("attachd_gc_last_success_timestamp_seconds") or 0.0
+
+
+def reclaimed(here: Site) -> float:
+    return here.service.metrics.registry.get_sample_value("attachd_gc_reclaimed_bytes_total") or 0.0
+
+
+def logged(log: io.StringIO, event: str) -> list[dict[str, Any]]:
+    """The records of one event so far."""
+    records = [json.loads(line) for line in log.getvalue().splitlines()]
+    return [record for record in records if record["event"] == event]
+
+
+async def state(here: Site, path: str) -> State | None:
+    """What is recorded of the upload."""
+    upload = await here.service.metadata.upload(here.upload_id(path))
+    return upload.state if upload else None
+
+
+async def finishing(here: Site, *, length: int = 5) -> str:
+    """An upload whose last byte is in, and whose file storage could not make then."""
+    path = await here.create(length)
+    with broken(here, "storage", "complete"):
+        assert (await here.patch(path, 0, b"x" * length)).status == 503
+    assert await state(here, path) is State.FINISHING
+    return path
+
+
+async def unfinishable(here: Site) -> str:
+    """An upload whose file cannot be made: something else lies where it belongs."""
+    path = await here.create(5)
+    shard(here, path).write_bytes(b"stray")
+    assert (await here.patch(path, 0, b"stuck")).status == 503
+    return path
+
+
+def shard(here: Site, path: str) -> Path:
+    return here.service.settings.data / "files" / here.upload_id(path)[2:4]
+
+
+async def final(here: Site, *partials: str) -> str:
+    """A final upload of the partials."""
+    answer = await here.post(None, here.link(), Upload_Concat="final;" + " ".join(partials))
+    assert answer.status == 201, answer
+    return path_of(answer.headers["Location"])
+
+
+async def overlooked_final(here: Site) -> str:
+    """A final upload that could be joined, if whoever completed its last partial had come to it."""
+    part = await here.create(5, Upload_Concat="partial")
+    path = await final(here, part)
+
+    async def none(_: Any) -> tuple[()]:
+        return ()
+
+    with replaced(here, "metadata", "pending_finals", none):
+        assert (await here.patch(part, 0, b"hello")).status == 204
+        await here.service.tasks.drain()
+    assert await state(here, path) is State.RECEIVING
+    return path
+
+
+@contextlib.contextmanager
+def replaced(here: Site, part: str, name: str, stand_in: Any) -> Any:
+    """A call of the service's storage or metadata is another inside."""
+    where = getattr(here.service, part)
+    setattr(where, name, stand_in)
+    try:
+        yield
+    finally:
+        delattr(where, name)
+
+
+def broken(here: Site, part: str, name: str, error: Exception | None = None) -> Any:
+    """A call of the service's storage or metadata fails inside."""
+    return replaced(here, part, name, breaks(error or MetadataUnavailable("away")))
+
+
+def age(here: Site, seconds: float = 2 * HOUR) -> None:
+    """All that storage holds was last changed so much earlier."""
+    for folder in ("uploads", "files"):
+        disk.age(here.service.settings.data / folder, seconds)
+
+
+def skip(here: Site, seconds: float) -> None:
+    """So much time passes."""
+    assert isinstance(here.clock, SteppedClock)
+    here.clock.skip(seconds)
+
+
+# --- one failure stops nothing else ---------------------------------------------------------------
+
+
+async def test_an_upload_that_cannot_be_stored_stops_nothing(swept: Site, log: io.StringIO) -> None:
+    """Older uploads expire and newer ones are finished beside one that cannot be; the log names it."""
+    old = await swept.create(10)
+    await swept.patch(old, 0, b"hello")
+    skip(swept, HOUR + 1)
+    stuck, other = await unfinishable(swept), await finishing(swept)
+    await swept.service.janitor.sweep()
+
+    assert [await state(swept, path) for path in (old, stuck, other)] == [State.EXPIRED, State.FINISHING, State.READY]
+    record = logged(log, "sweep_step_failed")[-1]
+    assert (record["level"], record["upload_id"]) == ("warning", swept.upload_id(stuck))
+    assert "publishing" in record["reason"]
+
+
+async def test_a_sweep_succeeds_only_whole(swept: Site) -> None:
+    """The time of the last success stands still while something fails, and moves once nothing does."""
+    before, stuck = succeeded(swept), await unfinishable(swept)
+    skip(swept, 60)
+    await swept.service.janitor.sweep()
+    assert succeeded(swept) == before
+    shard(swept, stuck).unlink()
+    await swept.service.janitor.sweep()
+    assert succeeded(swept) == before + 60
+    assert await swept.stored(stuck) == b"stuck"
+
+
+async def test_expiry_gives_completions_their_room(swept: Site) -> None:
+    """On a full disk one sweep expires what is due and then finishes what waited for that room."""
+    old = await swept.create(10)
+    await swept.patch(old, 0, b"hello")
+    skip(swept, HOUR + 1)
+    waits = await finishing(swept)
+    complete = swept.service.storage.complete
+
+    async def roomy(*args: Any, **options: Any) -> Any:
+        if any(swept.upload_id(old) in name for name in await asyncio.to_thread(swept.leftovers)):
+            raise StorageFull("no space left on device")
+        return await complete(*args, **options)
+
+    with replaced(swept, "storage", "complete", roomy):
+        await swept.service.janitor.sweep()
+    assert await swept.stored(waits) == b"xxxxx"
+
+
+STAGES = ("expired_uploads", "expired_files", "purge", "finishing_uploads", "waiting_finals", "totals", "file_keys")
+
+
+@pytest.mark.parametrize("error", [MetadataUnavailable("locked"), RuntimeError("a bug")], ids=["away", "bug"])
+@pytest.mark.parametrize("stage", STAGES)
+async def test_a_stage_that_fails_stops_no_other(swept: Site, log: io.StringIO, stage: str, error: Exception) -> None:
+    """Whichever stage fails, and however: the others are done, the failure is logged, and it is no success."""
+    tomb = await swept.create(10)
+    await swept.ask("DELETE", tomb, TUS)
+    skip(swept, 2 * HOUR)
+    old = await swept.create(10)
+    file = FileId(await swept.upload(b"content", ttl=60))
+    skip(swept, HOUR + 1)
+    stuck, joined = await finishing(swept), await overlooked_final(swept)
+    made = await swept.create(3)
+    await swept.patch(made, 0, b"abc")
+    age(swept)
+    before = succeeded(swept)
+    with broken(swept, "metadata", stage, error):
+        await swept.service.janitor.sweep()
+
+    deleted = await swept.service.metadata.file(file)
+    assert deleted is not None
+    done = {
+        "expired_uploads": await state(swept, old) is State.EXPIRED,
+        "expired_files": deleted.deleted_at is not None,
+        "purge": await state(swept, tomb) is None,
+        "finishing_uploads": await state(swept, stuck) is State.READY,
+        "waiting_finals": await state(swept, joined) is State.READY,
+    }
+    assert {name for name, well in done.items() if not well} == {stage} & set(done)
+    assert str(error) in {record["reason"] for record in logged(log, "sweep_step_failed")}
+    assert succeeded(swept) == before
+
+
+async def test_a_file_whose_bytes_stay_stops_no_other(swept: Site, log: io.StringIO) -> None:
+    """Each expired file is deleted though none of their bytes can be removed; the log names each."""
+    files = [FileId(await swept.upload(b"content", ttl=60)) for _ in range(3)]
+    skip(swept, HOUR)
+    with broken(swept, "storage", "delete", StorageFull("away")):
+        await swept.service.janitor.sweep()
+    found = [await swept.service.metadata.file(file) for file in files]
+    assert all(file is not None and file.deleted_at for file in found)
+    assert {record.get("file_id") for record in logged(log, "sweep_step_failed")} == set(files)
+    assert reclaimed(swept) == 0
+
+
+async def test_a_completion_under_way_is_no_failure(swept: Site, log: io.StringIO) -> None:
+    """A sweep passes by what a request is at, without waiting for it, and succeeds."""
+    path, go, begun = await swept.create(5), asyncio.Event(), asyncio.Event()
+    complete = swept.service.storage.complete
+
+    async def slow(*args: Any, **options: Any) -> Any:
+        begun.set()
+        await go.wait()
+        return await complete(*args, **options)
+
+    with replaced(swept, "storage", "complete", slow):
+        patching = asyncio.ensure_future(swept.patch(path, 0, b"hello"))
+        await begun.wait()
+        skip(swept, 1)
+        await swept.service.janitor.sweep()
+        assert succeeded(swept) == swept.service.janitor._clock.now()
+        assert not patching.done()
+        go.set()
+        assert (await patching).status == 204
+    assert logged(log, "sweep_step_failed") == []
+
+
+@pytest.mark.parametrize("kind", ["finishing", "final", "upload", "file"])
+async def test_what_is_behind_a_page_of_failures_is_reached(
+    swept: Site, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """However many stay on a list, the newest on it gets its turn in the same sweep."""
+    monkeypatch.setattr(janitor, "_BATCH", 2)
+    stuck: set[str] = set()
+    metadata = swept.service.metadata
+    end_upload, delete_file = metadata.end_upload, metadata.delete_file
+
+    async def end(upload_id: str, **options: Any) -> Any:
+        if upload_id in stuck:
+            raise MetadataUnavailable("away")
+        return await end_upload(upload_id, **options)  # type: ignore[arg-type]
+
+    async def delete(file_id: str, **options: Any) -> Any:
+        if file_id in stuck:
+            raise MetadataUnavailable("away")
+        return await delete_file(file_id, **options)  # type: ignore[arg-type]
+
+    makers: dict[str, Callable[[], Awaitable[str]]] = {
+        "finishing": lambda: finishing(swept),
+        "final": lambda: overlooked_final(swept),
+        "upload": lambda: swept.create(10),
+        "file": lambda: swept.upload(b"content", ttl=60),
+    }
+    if kind == "finishing":
+        for _ in range(5):
+            await unfinishable(swept)
+    elif kind == "final":
+        part = await swept.create(5, Upload_Concat="partial")
+        for _ in range(5):
+            await final(swept, part)
+    else:
+        for _ in range(5):
+            made = await makers[kind]()
+            stuck.add(made if kind == "file" else swept.upload_id(made))
+            skip(swept, 1)
+    newest = await makers[kind]()
+    if kind in ("upload", "file"):
+        skip(swept, HOUR + 1)
+    with replaced(swept, "metadata", "end_upload", end), replaced(swept, "metadata", "delete_file", delete):
+        await swept.service.janitor.sweep()
+
+    if kind == "file":
+        file = await metadata.file(FileId(newest))
+        assert file is not None
+        assert file.deleted_at
+    else:
+        assert await state(swept, newest) is (State.EXPIRED if kind == "upload" else State.READY)
+
+
+# --- what takes long ------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def sweeping(here: Site) -> AsyncIterator[None]:
+    """The sweeper comes again and again inside."""
+    running = asyncio.ensure_future(here.service.janitor.run(0.005))
+    try:
+        yield
+    finally:
+        running.cancel()
+        async with asyncio.timeout(5):
+            await asyncio.wait({running})
+        assert running.cancelled()
+
+
+class Hold:
+    """A call of storage that does not end until it is let go; ends at once if cancelled."""
+
+    def __init__(self, here: Site, name: str) -> None:
+        self.calls = 0
+        self.go = asyncio.Event()
+        self._real = getattr(here.service.storage, name)
+
+    async def __call__(self, *args: Any, **options: Any) -> Any:
+        self.calls += 1
+        await self.go.wait()
+        return await self._real(*args, **options)
+
+
+async def test_a_slow_completion_delays_no_expiry(swept: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a join takes its time, what expires meanwhile goes; the join is made once, and then it is a success."""
+    monkeypatch.setattr(janitor, "_PATIENCE_SECONDS", 0.01)
+    slow, old = await finishing(swept), await swept.create(10)
+    await swept.patch(old, 0, b"hello")
+    hold = Hold(swept, "complete")
+    with replaced(swept, "storage", "complete", hold):
+        async with sweeping(swept):
+            await until(lambda: hold.calls == 1)
+            before = succeeded(swept)
+            skip(swept, HOUR + 1)
+            await until(lambda: not any(swept.upload_id(old) in name for name in swept.leftovers()))
+            assert succeeded(swept) == before
+            hold.go.set()
+            await until(lambda: succeeded(swept) > before)
+    assert hold.calls == 1
+    assert await swept.stored(slow) == b"xxxxx"
+
+
+async def test_a_stop_does_not_wait_for_completions(swept: Site) -> None:
+    """A sweeper that is told to stop does so in the middle of a completion, which the next one makes."""
+    slow, hold = await finishing(swept), Hold(swept, "complete")
+    with replaced(swept, "storage", "complete", hold):
+        async with sweeping(swept):
+            await until(lambda: hold.calls == 1)
+    await swept.service.janitor.sweep()
+    assert await swept.stored(slow) == b"xxxxx"
+
+
+# --- orphans --------------------------------------------------------------------------------------
+
+
+async def terminated_unfinished(here: Site) -> None:
+    path = await here.create(10)
+    await here.patch(path, 0, b"hello")
+    with broken(here, "storage", "discard", StorageFull("away")):
+        assert (await here.ask("DELETE", path, TUS)).status == 204
+
+
+async def terminated_finishing(here: Site) -> None:
+    path = await _finishing_with_a_file(here)
+    with broken(here, "storage", "discard", StorageFull("away")):
+        assert (await here.ask("DELETE", path, TUS)).status == 204
+
+
+async def terminated_ready(here: Site) -> None:
+    path = await here.create(5)
+    await here.patch(path, 0, b"hello")
+    with broken(here, "storage", "discard", StorageFull("away")):
+        assert (await here.ask("DELETE", path, TUS)).status == 204
+
+
+async def expired_upload(here: Site) -> None:
+    path = await here.create(10)
+    await here.patch(path, 0, b"hello")
+    skip(here, HOUR + 1)
+    with broken(here, "storage", "discard", StorageFull("away")):
+        await here.service.janitor.sweep()
+
+
+async def expired_partial(here: Site) -> None:
+    path = await here.create(5, Upload_Concat="partial")
+    await here.patch(path, 0, b"hello")
+    skip(here, HOUR + 1)
+    with broken(here, "storage", "discard", StorageFull("away")):
+        await here.service.janitor.sweep()
+
+
+async def expired_file(here: Site) -> None:
+    await here.upload(b"hello", ttl=60)
+    skip(here, 61)
+    with broken(here, "storage", "delete", StorageFull("away")):
+        await here.service.janitor.sweep()
+
+
+async def refused_completion(here: Site) -> None:
+    path = await here.create(5, here.link(sha256="0" * 64))
+    away = StorageFull("away")
+    with broken(here, "storage", "discard", away), broken(here, "storage", "delete", away):
+        assert (await here.patch(path, 0, b"hello")).status >= 400
+
+
+async def segment_of_a_finished_file(here: Site) -> None:
+    """What a crash leaves between the file's name and the removal of what it was made of."""
+    path = await here.create(5)
+    await here.patch(path, 0, b"hello")
+    upload_id = here.upload_id(path)
+    (here.service.settings.data / "uploads" / upload_id[2:4] / f"{upload_id}.e1").write_bytes(b"hello")
+
+
+async def _finishing_with_a_file(here: Site) -> str:
+    path = await here.create(5)
+    with broken(here, "metadata", "publish"):
+        assert (await here.patch(path, 0, b"hello")).status == 503
+    assert any(name.startswith("files/") for name in here.leftovers())
+    return path
+
+
+ORPHANS = (
+    terminated_unfinished,
+    terminated_finishing,
+    terminated_ready,
+    expired_upload,
+    expired_partial,
+    expired_file,
+    refused_completion,
+)
+
+
+@pytest.mark.parametrize("forgotten", [False, True], ids=["tombstone", "forgotten"])
+@pytest.mark.parametrize("make", [*ORPHANS, segment_of_a_finished_file])
+async def test_bytes_that_nobody_needs_go(
+    swept: Site, log: io.StringIO, make: Callable[[Site], Awaitable[None]], *, forgotten: bool
+) -> None:
+    """What was left when storage failed is removed an hour later, whether or not it is still known whose it was."""
+    await make(swept)
+    known = [name for name in swept.leftovers() if make is segment_of_a_finished_file and name.startswith("files/")]
+    before = reclaimed(swept)
+    assert len(swept.leftovers()) == len(known) + 1
+    if forgotten:
+        forward(swept, 3 * HOUR)
+        await swept.service.janitor.sweep()
+        assert await swept.service.metadata.uploads([swept.upload_id(swept.leftovers()[-1][:36])]) == {}
+    skip(swept, HOUR)
+    age(swept)
+    await swept.service.janitor.sweep()
+    assert swept.leftovers() == known
+    assert reclaimed(swept) - before == 5
+    (record,) = logged(log, "orphan_removed")
+    assert (record["level"], record["size"]) == ("info", 5)
+
+
+@pytest.mark.parametrize("make", ORPHANS)
+async def test_young_bytes_stay(swept: Site, make: Callable[[Site], Awaitable[None]]) -> None:
+    """What was changed within the last hour is not taken for an orphan: somebody may be at it."""
+    await make(swept)
+    age(swept, 3000)
+    skip(swept, HOUR)
+    await swept.service.janitor.sweep()
+    assert len(swept.leftovers()) == 1
+
+
+async def test_bytes_that_somebody_needs_stay(swept: Site) -> None:
+    """However old: unfinished uploads, partials, what is being finished, with or without its file, and files."""
+    part = await swept.create(5, Upload_Concat="partial")
+    await swept.patch(part, 0, b"hello")
+    half = await swept.create(10)
+    await swept.patch(half, 0, b"hello")
+    stuck = [await unfinishable(swept), await _finishing_with_a_file(swept)]
+    file = await swept.upload(b"content")
+    before = swept.leftovers()
+    age(swept, 100 * DAY)
+    swept.service.janitor._orphans_due = 0
+    with broken(swept, "metadata", "publish"):
+        await swept.service.janitor.sweep()
+    assert [await state(swept, path) for path in stuck] == [State.FINISHING] * 2
+    assert swept.leftovers() == before
+    assert await swept.fetch(file) == b"content"
+
+
+async def test_a_file_stays_when_its_upload_is_forgotten(swept: Site) -> None:
+    """A file has no end of its own, and needs no upload's row to stay."""
+    files = [await swept.upload(b"content %d" % number) for number in range(3)]
+    forward(swept, 3 * HOUR)
+    await swept.service.janitor.sweep()
+    age(swept, 100 * DAY)
+    skip(swept, HOUR)
+    await swept.service.janitor.sweep()
+    assert [await swept.fetch(file) for file in files] == [b"content 0", b"content 1", b"content 2"]
+
+
+async def test_orphans_are_looked_for_at_the_start_and_then_hourly(tmp_path: Path) -> None:
+    """A start removes them, later sweeps do so once an hour."""
+    clock = SteppedClock()
+    async with site(tmp_path, clock=clock) as here:
+        await terminated_unfinished(here)
+        age(here)
+    async with site(tmp_path, clock=clock) as here:
+        await until(lambda: here.leftovers() == [])
+        await until(lambda: succeeded(here) > 0)
+        await terminated_unfinished(here)
+        age(here)
+        clock.skip(HOUR - 60)
+        await here.service.janitor.sweep()
+        assert len(here.leftovers()) == 1
+        clock.skip(61)
+        await here.service.janitor.sweep()
+        assert here.leftovers() == []
+
+
+async def test_one_orphan_that_stays_keeps_no_other(swept: Site, log: io.StringIO) -> None:
+    """One that cannot be removed is logged by its upload's id, and is no success; the others go."""
+    for _ in range(3):
+        await terminated_unfinished(swept)
+    age(swept)
+    skip(swept, HOUR)
+    before, discard = succeeded(swept), swept.service.storage.discard
+    kept: list[str] = []
+
+    async def first_fails(upload_id: Any, **options: Any) -> None:
+        if not kept:
+            kept.append(upload_id)
+            raise StorageFull("away")
+        await discard(upload_id, **options)
+
+    with replaced(swept, "storage", "discard", first_fails):
+        await swept.service.janitor.sweep()
+    assert len(swept.leftovers()) == 1
+    assert [record["upload_id"] for record in logged(log, "sweep_step_failed")] == kept
+    assert succeeded(swept) == before
+
+
+@pytest.mark.parametrize(("count", "left"), [(20, 0), (21, 21)])
+async def test_a_store_of_another_database_is_left_alone(swept: Site, log: io.StringIO, count: int, left: int) -> None:
+    """Where most of what is held was never heard of, the database is the wrong one: nothing goes, loudly."""
+    for number in range(count):
+        name = f"u_{'abcdefghijklmnopqrstuvwxyz'[number % 26] * 25}2"
+        path = swept.service.settings.data / "files" / name[2:4] / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"precious")
+    age(swept)
+    skip(swept, HOUR)
+    await swept.service.janitor.sweep()
+    assert len(swept.leftovers()) == left
+    assert [record["level"] for record in logged(log, "strangers_kept")] == ["error"] * bool(left)
+
+
+async def test_terminating_what_is_being_finished_leaves_nothing(swept: Site) -> None:
+    """A DELETE after the file was made and before it was recorded removes the file at once."""
+    path = await _finishing_with_a_file(swept)
+    assert (await swept.ask("DELETE", path, TUS)).status == 204
+    assert swept.leftovers() == []
+
+
+async def test_a_refused_file_leaves_nothing(swept: Site) -> None:
+    """A file that its link refuses goes with the upload that failed, in one call that needs no key."""
+    path = await swept.create(5, swept.link(sha256="0" * 64))
+    with broken(swept, "storage", "delete", StorageFull("away")):
+        assert (await swept.patch(path, 0, b"hello")).status >= 400
+    assert await state(swept, path) is State.FAILED
+    assert swept.leftovers() == []
+
+
+# --- a clock that jumps ---------------------------------------------------------------------------
+
+
+class Sweeps:
+    """Counts the sweeps."""
+
+    def __init__(self, here: Site) -> None:
+        self.count = 0
+        self._totals = here.service.metadata.totals
+
+    async def __call__(self) -> Any:
+        self.count += 1
+        return await self._totals()
+
+    async def several(self) -> None:
+        """A few more whole sweeps are over."""
+        now = self.count
+        await until(lambda: self.count > now + 2)
+
+
+@pytest.fixture
+async def again(swept: Site) -> AsyncIterator[Sweeps]:
+    """The service is swept again and again."""
+    sweeps = Sweeps(swept)
+    with replaced(swept, "metadata", "totals", sweeps):
+        async with sweeping(swept):
+            await sweeps.several()
+            yield sweeps
+
+
+async def test_a_clock_that_jumps_ends_no_upload(swept: Site, again: Sweeps, log: io.StringIO) -> None:
+    """A wall clock a week ahead of the time that passed expires nothing; set right again, all goes on."""
+    path, file = await swept.create(10), await swept.upload(b"content", ttl=HOUR)
+    await swept.patch(path, 0, b"hello")
+    forward(swept, 7 * DAY)
+    await again.several()
+    assert await state(swept, path) is State.RECEIVING
+    (record,) = logged(log, "clock_jumped")
+    assert (record["level"], record["seconds"]) == ("warning", 7 * DAY)
+    forward(swept, -7 * DAY)
+    await again.several()
+    assert (await swept.patch(path, 5, b"world")).status == 204
+    assert await swept.fetch(file) == b"content"
+
+
+async def test_a_clock_that_stays_ahead_is_believed(swept: Site, again: Sweeps) -> None:
+    """Once whoever is at work had time to renew its lease, what the new clock says is over ends."""
+    path = await swept.create(10)
+    await swept.patch(path, 0, b"hello")
+    forward(swept, 7 * DAY)
+    await again.several()
+    skip(swept, TERM_SECONDS)
+    await again.several()
+    assert await state(swept, path) in (State.EXPIRED, None)
+
+
+async def test_time_that_passes_is_no_jump(swept: Site, again: Sweeps, log: io.StringIO) -> None:
+    """A day that both clocks saw expires what is due."""
+    path = await swept.create(10)
+    await swept.patch(path, 0, b"hello")
+    skip(swept, HOUR + 1)
+    await again.several()
+    assert await state(swept, path) is State.EXPIRED
+    assert logged(log, "clock_jumped") == []
