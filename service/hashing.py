@@ -9,7 +9,7 @@ Two families that never meet:
   there for whoever needs an identity that an attacker cannot forge.
 
 No hash state outlives a request: digests belong to finished blocks, and whoever goes on in the
-middle of a block feeds it again from its start (design invariant 9).
+middle of a block feeds it again from its start (invariant 9).
 """
 
 from __future__ import annotations

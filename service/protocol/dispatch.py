@@ -78,7 +78,7 @@ def version_refusal() -> Refusal:
 def refuse_ietf(fields: Fields) -> Refusal:
     """The IETF dialect is recognised, so that it is never mistaken for tus, but not served.
 
-    A malformed `Upload-Complete` is told apart (T-000e, R-02D).
+    A malformed `Upload-Complete` is told apart (T-000e).
     """
     complete = single(fields, "Upload-Complete")
     if complete is not None and complete.partition(";")[0].strip() not in ("?0", "?1"):

@@ -282,7 +282,8 @@ async def test_an_empty_pool_is_not_the_clients_silence(tmp_path: Path) -> None:
         path = await here.create(10)
         line = await begin_patch(here, path, 0, b"hello")
         (body,) = here.service.bodies._open
-        await until(lambda: body._filling is None and not body._ready)
+        # all of it is written, and the body holds no buffer
+        await until(lambda: not pool.used_bytes)
         others = []
         while (buffer := pool.take_now(MIB)) is not None:
             others.append(buffer)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,26 @@ from service.leases import TERM_SECONDS
 from service.metadata.base import MetadataUnavailable
 from service.model import FileId, State
 from service.storage.base import StorageFull
-from tests.contract import disk
-from tests.web.harness import TUS, Site, path_of, site
-from tests.web.traces import breaks, forward
+from tests.web.harness import TUS, Site, site
+from tests.web.sweeps import (
+    DAY,
+    HOUR,
+    age,
+    broken,
+    final,
+    finishing,
+    logged,
+    overlooked_final,
+    reclaimed,
+    replaced,
+    shard,
+    skip,
+    state,
+    succeeded,
+    unfinishable,
+)
+from tests.web.traces import forward
 from tests.web.under_way import SteppedClock, until
-
-HOUR = 3600
-DAY = 24 * HOUR
 
 
 @pytest.fixture
@@ -32,98 +44,6 @@ async def swept(tmp_path: Path, log: io.StringIO) -> AsyncIterator[Site]:
     async with site(tmp_path, clock=SteppedClock(), tombstone="2h", upload_idle="1h") as running:
         await until(lambda: succeeded(running) > 0)
         yield running
-
-
-def succeeded(here: Site) -> float:
-    """When a sweep last ended well."""
-    return here.service.metrics.registry.get_sample_value("attachd_gc_last_success_timestamp_seconds") or 0.0
-
-
-def reclaimed(here: Site) -> float:
-    return here.service.metrics.registry.get_sample_value("attachd_gc_reclaimed_bytes_total") or 0.0
-
-
-def logged(log: io.StringIO, event: str) -> list[dict[str, Any]]:
-    """The records of one event so far."""
-    records = [json.loads(line) for line in log.getvalue().splitlines()]
-    return [record for record in records if record["event"] == event]
-
-
-async def state(here: Site, path: str) -> State | None:
-    """What is recorded of the upload."""
-    upload = await here.service.metadata.upload(here.upload_id(path))
-    return upload.state if upload else None
-
-
-async def finishing(here: Site, *, length: int = 5) -> str:
-    """An upload whose last byte is in, and whose file storage could not make then."""
-    path = await here.create(length)
-    with broken(here, "storage", "complete"):
-        assert (await here.patch(path, 0, b"x" * length)).status == 503
-    assert await state(here, path) is State.FINISHING
-    return path
-
-
-async def unfinishable(here: Site) -> str:
-    """An upload whose file cannot be made: something else lies where it belongs."""
-    path = await here.create(5)
-    shard(here, path).write_bytes(b"stray")
-    assert (await here.patch(path, 0, b"stuck")).status == 503
-    return path
-
-
-def shard(here: Site, path: str) -> Path:
-    return here.service.settings.data / "files" / here.upload_id(path)[2:4]
-
-
-async def final(here: Site, *partials: str) -> str:
-    """A final upload of the partials."""
-    answer = await here.post(None, here.link(), Upload_Concat="final;" + " ".join(partials))
-    assert answer.status == 201, answer
-    return path_of(answer.headers["Location"])
-
-
-async def overlooked_final(here: Site) -> str:
-    """A final upload that could be joined, if whoever completed its last partial had come to it."""
-    part = await here.create(5, Upload_Concat="partial")
-    path = await final(here, part)
-
-    async def none(_: Any) -> tuple[()]:
-        return ()
-
-    with replaced(here, "metadata", "pending_finals", none):
-        assert (await here.patch(part, 0, b"hello")).status == 204
-        await here.service.tasks.drain()
-    assert await state(here, path) is State.RECEIVING
-    return path
-
-
-@contextlib.contextmanager
-def replaced(here: Site, part: str, name: str, stand_in: Any) -> Any:
-    """A call of the service's storage or metadata is another inside."""
-    where = getattr(here.service, part)
-    setattr(where, name, stand_in)
-    try:
-        yield
-    finally:
-        delattr(where, name)
-
-
-def broken(here: Site, part: str, name: str, error: Exception | None = None) -> Any:
-    """A call of the service's storage or metadata fails inside."""
-    return replaced(here, part, name, breaks(error or MetadataUnavailable("away")))
-
-
-def age(here: Site, seconds: float = 2 * HOUR) -> None:
-    """All that storage holds was last changed so much earlier."""
-    for folder in ("uploads", "files"):
-        disk.age(here.service.settings.data / folder, seconds)
-
-
-def skip(here: Site, seconds: float) -> None:
-    """So much time passes."""
-    assert isinstance(here.clock, SteppedClock)
-    here.clock.skip(seconds)
 
 
 # --- one failure stops nothing else ---------------------------------------------------------------
@@ -351,220 +271,6 @@ async def test_a_stop_does_not_wait_for_completions(swept: Site) -> None:
             await until(lambda: hold.calls == 1)
     await swept.service.janitor.sweep()
     assert await swept.stored(slow) == b"xxxxx"
-
-
-# --- orphans --------------------------------------------------------------------------------------
-
-
-async def terminated_unfinished(here: Site) -> None:
-    path = await here.create(10)
-    await here.patch(path, 0, b"hello")
-    with broken(here, "storage", "discard", StorageFull("away")):
-        assert (await here.ask("DELETE", path, TUS)).status == 204
-
-
-async def terminated_finishing(here: Site) -> None:
-    path = await _finishing_with_a_file(here)
-    with broken(here, "storage", "discard", StorageFull("away")):
-        assert (await here.ask("DELETE", path, TUS)).status == 204
-
-
-async def terminated_ready(here: Site) -> None:
-    path = await here.create(5)
-    await here.patch(path, 0, b"hello")
-    with broken(here, "storage", "discard", StorageFull("away")):
-        assert (await here.ask("DELETE", path, TUS)).status == 204
-
-
-async def expired_upload(here: Site) -> None:
-    path = await here.create(10)
-    await here.patch(path, 0, b"hello")
-    skip(here, HOUR + 1)
-    with broken(here, "storage", "discard", StorageFull("away")):
-        await here.service.janitor.sweep()
-
-
-async def expired_partial(here: Site) -> None:
-    path = await here.create(5, Upload_Concat="partial")
-    await here.patch(path, 0, b"hello")
-    skip(here, HOUR + 1)
-    with broken(here, "storage", "discard", StorageFull("away")):
-        await here.service.janitor.sweep()
-
-
-async def expired_file(here: Site) -> None:
-    await here.upload(b"hello", ttl=60)
-    skip(here, 61)
-    with broken(here, "storage", "delete", StorageFull("away")):
-        await here.service.janitor.sweep()
-
-
-async def refused_completion(here: Site) -> None:
-    path = await here.create(5, here.link(sha256="0" * 64))
-    away = StorageFull("away")
-    with broken(here, "storage", "discard", away), broken(here, "storage", "delete", away):
-        assert (await here.patch(path, 0, b"hello")).status >= 400
-
-
-async def segment_of_a_finished_file(here: Site) -> None:
-    """What a crash leaves between the file's name and the removal of what it was made of."""
-    path = await here.create(5)
-    await here.patch(path, 0, b"hello")
-    upload_id = here.upload_id(path)
-    (here.service.settings.data / "uploads" / upload_id[2:4] / f"{upload_id}.e1").write_bytes(b"hello")
-
-
-async def _finishing_with_a_file(here: Site) -> str:
-    path = await here.create(5)
-    with broken(here, "metadata", "publish"):
-        assert (await here.patch(path, 0, b"hello")).status == 503
-    assert any(name.startswith("files/") for name in here.leftovers())
-    return path
-
-
-ORPHANS = (
-    terminated_unfinished,
-    terminated_finishing,
-    terminated_ready,
-    expired_upload,
-    expired_partial,
-    expired_file,
-    refused_completion,
-)
-
-
-@pytest.mark.parametrize("forgotten", [False, True], ids=["tombstone", "forgotten"])
-@pytest.mark.parametrize("make", [*ORPHANS, segment_of_a_finished_file])
-async def test_bytes_that_nobody_needs_go(
-    swept: Site, log: io.StringIO, make: Callable[[Site], Awaitable[None]], *, forgotten: bool
-) -> None:
-    """What was left when storage failed is removed an hour later, whether or not it is still known whose it was."""
-    await make(swept)
-    known = [name for name in swept.leftovers() if make is segment_of_a_finished_file and name.startswith("files/")]
-    before = reclaimed(swept)
-    assert len(swept.leftovers()) == len(known) + 1
-    if forgotten:
-        forward(swept, 3 * HOUR)
-        await swept.service.janitor.sweep()
-        assert await swept.service.metadata.uploads([swept.upload_id(swept.leftovers()[-1][:36])]) == {}
-    skip(swept, HOUR)
-    age(swept)
-    await swept.service.janitor.sweep()
-    assert swept.leftovers() == known
-    assert reclaimed(swept) - before == 5
-    (record,) = logged(log, "orphan_removed")
-    assert (record["level"], record["size"]) == ("info", 5)
-
-
-@pytest.mark.parametrize("make", ORPHANS)
-async def test_young_bytes_stay(swept: Site, make: Callable[[Site], Awaitable[None]]) -> None:
-    """What was changed within the last hour is not taken for an orphan: somebody may be at it."""
-    await make(swept)
-    age(swept, 3000)
-    skip(swept, HOUR)
-    await swept.service.janitor.sweep()
-    assert len(swept.leftovers()) == 1
-
-
-async def test_bytes_that_somebody_needs_stay(swept: Site) -> None:
-    """However old: unfinished uploads, partials, what is being finished, with or without its file, and files."""
-    part = await swept.create(5, Upload_Concat="partial")
-    await swept.patch(part, 0, b"hello")
-    half = await swept.create(10)
-    await swept.patch(half, 0, b"hello")
-    stuck = [await unfinishable(swept), await _finishing_with_a_file(swept)]
-    file = await swept.upload(b"content")
-    before = swept.leftovers()
-    age(swept, 100 * DAY)
-    swept.service.janitor._orphans_due = 0
-    with broken(swept, "metadata", "publish"):
-        await swept.service.janitor.sweep()
-    assert [await state(swept, path) for path in stuck] == [State.FINISHING] * 2
-    assert swept.leftovers() == before
-    assert await swept.fetch(file) == b"content"
-
-
-async def test_a_file_stays_when_its_upload_is_forgotten(swept: Site) -> None:
-    """A file has no end of its own, and needs no upload's row to stay."""
-    files = [await swept.upload(b"content %d" % number) for number in range(3)]
-    forward(swept, 3 * HOUR)
-    await swept.service.janitor.sweep()
-    age(swept, 100 * DAY)
-    skip(swept, HOUR)
-    await swept.service.janitor.sweep()
-    assert [await swept.fetch(file) for file in files] == [b"content 0", b"content 1", b"content 2"]
-
-
-async def test_orphans_are_looked_for_at_the_start_and_then_hourly(tmp_path: Path) -> None:
-    """A start removes them, later sweeps do so once an hour."""
-    clock = SteppedClock()
-    async with site(tmp_path, clock=clock) as here:
-        await terminated_unfinished(here)
-        age(here)
-    async with site(tmp_path, clock=clock) as here:
-        await until(lambda: here.leftovers() == [])
-        await until(lambda: succeeded(here) > 0)
-        await terminated_unfinished(here)
-        age(here)
-        clock.skip(HOUR - 60)
-        await here.service.janitor.sweep()
-        assert len(here.leftovers()) == 1
-        clock.skip(61)
-        await here.service.janitor.sweep()
-        assert here.leftovers() == []
-
-
-async def test_one_orphan_that_stays_keeps_no_other(swept: Site, log: io.StringIO) -> None:
-    """One that cannot be removed is logged by its upload's id, and is no success; the others go."""
-    for _ in range(3):
-        await terminated_unfinished(swept)
-    age(swept)
-    skip(swept, HOUR)
-    before, discard = succeeded(swept), swept.service.storage.discard
-    kept: list[str] = []
-
-    async def first_fails(upload_id: Any, **options: Any) -> None:
-        if not kept:
-            kept.append(upload_id)
-            raise StorageFull("away")
-        await discard(upload_id, **options)
-
-    with replaced(swept, "storage", "discard", first_fails):
-        await swept.service.janitor.sweep()
-    assert len(swept.leftovers()) == 1
-    assert [record["upload_id"] for record in logged(log, "sweep_step_failed")] == kept
-    assert succeeded(swept) == before
-
-
-@pytest.mark.parametrize(("count", "left"), [(20, 0), (21, 21)])
-async def test_a_store_of_another_database_is_left_alone(swept: Site, log: io.StringIO, count: int, left: int) -> None:
-    """Where most of what is held was never heard of, the database is the wrong one: nothing goes, loudly."""
-    for number in range(count):
-        name = f"u_{'abcdefghijklmnopqrstuvwxyz'[number % 26] * 25}2"
-        path = swept.service.settings.data / "files" / name[2:4] / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"precious")
-    age(swept)
-    skip(swept, HOUR)
-    await swept.service.janitor.sweep()
-    assert len(swept.leftovers()) == left
-    assert [record["level"] for record in logged(log, "strangers_kept")] == ["error"] * bool(left)
-
-
-async def test_terminating_what_is_being_finished_leaves_nothing(swept: Site) -> None:
-    """A DELETE after the file was made and before it was recorded removes the file at once."""
-    path = await _finishing_with_a_file(swept)
-    assert (await swept.ask("DELETE", path, TUS)).status == 204
-    assert swept.leftovers() == []
-
-
-async def test_a_refused_file_leaves_nothing(swept: Site) -> None:
-    """A file that its link refuses goes with the upload that failed, in one call that needs no key."""
-    path = await swept.create(5, swept.link(sha256="0" * 64))
-    with broken(swept, "storage", "delete", StorageFull("away")):
-        assert (await swept.patch(path, 0, b"hello")).status >= 400
-    assert await state(swept, path) is State.FAILED
-    assert swept.leftovers() == []
 
 
 # --- a clock that jumps ---------------------------------------------------------------------------
