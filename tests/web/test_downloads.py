@@ -161,7 +161,7 @@ def test_a_link_for_another_file_is_refused(server: DownloadServer) -> None:
 
 def test_accel_leaves_the_bytes_to_nginx(server: DownloadServer) -> None:
     """With a prefix set, the answer names the file below the storage's root for nginx, without a body; 304 is ours."""
-    file = server.publish(b"hello", media_type="text/plain")
+    server.publish(b"hello", media_type="text/plain")
     server.runner.app._state[CONTEXT] = replace(server.context, accel_prefix="/_attachd/")
     response, body = server.get(server.link(), Range="bytes=0-1")
     path = response.headers["X-Accel-Redirect"].removeprefix("/_attachd/")
