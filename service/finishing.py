@@ -71,10 +71,7 @@ class Finisher:
             return await self.fail(upload, LOST, epoch=lease.epoch, free_link=True)
         file, problem = await self._file(upload, stored, manifest)
         if problem is not None:
-            # the record first: a crash between the two leaves an orphan, never a link that works
-            failed = await self.fail(upload, problem, epoch=lease.epoch)
-            await self._storage.delete(stored.key)
-            return failed
+            return await self.fail(upload, problem, epoch=lease.epoch)
         return await self._publish(upload, lease, file)
 
     async def _complete(self, upload: Upload, lease: Lease) -> Stored:

@@ -21,8 +21,8 @@ FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 30.0
 #: seconds to connect, and without a byte: longer than the service's own idle limit, so that its answer comes first
 TIMEOUTS: Final = (10.0, 75.0)
-#: contract, section 11: what is worth a retry below 500
-_RETRYABLE: Final = frozenset({408, 409, 423, 429})
+#: contract, section 11: what is worth a retry below 500; 460 is a checksum: the line was at fault, not the file
+_RETRYABLE: Final = frozenset({408, 409, 423, 429, 460})
 
 
 class Trouble(Exception):
@@ -74,10 +74,10 @@ class Patience:
         if self._failures >= self._attempts:
             raise GaveUp(f"gave up after {self._failures} attempts without progress: {trouble}") from trouble
         self._retrying(str(trouble))
-        self._sleep(_pause(self._failures, trouble.retry_after))
+        self._sleep(pause(self._failures, trouble.retry_after))
 
 
-def _pause(failures: int, retry_after: float | None) -> float:
+def pause(failures: int, retry_after: float | None) -> float:
     """Seconds before the next attempt: doubling, with jitter, and never sooner than the server asks."""
     ceiling = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures - 1))
     # Spread over the upper half: clients cut at the same moment do not come back at the same moment.

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import mimetypes
 import os
-import random
 import sys
 import time
 from dataclasses import dataclass
@@ -25,44 +24,22 @@ from urllib.parse import parse_qs, urljoin, urlsplit
 
 import click
 import requests
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from tusclient.client import TusClient
+
+from service.commands.line import ATTEMPTS, TIMEOUTS, Trouble, bar, cause, pause, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: attempts that move no byte before the command gives up
-ATTEMPTS: Final = 10
-#: seconds: first and longest pause between attempts
-FIRST_PAUSE: Final = 0.5
-LONGEST_PAUSE: Final = 30.0
-#: seconds to connect, and for a piece or an answer to pass; tuspy itself would wait for ever on a
-#: half-open connection. Longer than the service's own idle limit, so that its answer comes first.
-CONNECT_TIMEOUT: Final = 10.0
-SILENCE_TIMEOUT: Final = 75.0
+#: tuspy itself would wait for ever on a half-open connection
+CONNECT_SECONDS, SILENCE_SECONDS = TIMEOUTS
 #: bytes handed to the socket at a time: small, because a socket's time limit covers the whole piece,
 #: and a line of 1 KiB/s (the least the service puts up with) must manage one in time
 PIECE: Final = 64 * 1024
-#: contract, section 11; 460 is a checksum that did not match: the line was at fault, not the file
-RETRYABLE: Final = frozenset({409, 423, 429, 460})
 
 
 class UploadFailed(Exception):
     """The upload cannot go on; the text says why and what would help."""
-
-
-class _Trouble(Exception):
-    """One request did not succeed. `status` is None where no answer came."""
-
-    def __init__(self, status: int | None, detail: str, retry_after: float | None = None) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.retry_after = retry_after
-
-    @property
-    def retryable(self) -> bool:
-        return self.status is None or self.status in RETRYABLE or self.status >= 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +127,15 @@ class _Line:
     def _send(self, method: str, url: str, headers: dict[str, str], body: _Body | None = None) -> requests.Response:
         # urllib3 sends under the limit for connecting. With a body that is the limit for silence:
         # a service under load may stop reading for longer than a connection takes.
-        limits = (CONNECT_TIMEOUT if body is None else SILENCE_TIMEOUT, SILENCE_TIMEOUT)
+        limits = (CONNECT_SECONDS if body is None else SILENCE_SECONDS, SILENCE_SECONDS)
         try:
             response = requests.request(
                 method, url, data=cast("Any", body), headers=headers, timeout=limits, allow_redirects=False
             )
         except requests.RequestException as error:
-            raise _Trouble(None, f"no answer from {urlsplit(url).netloc} ({_cause(error)})") from error
+            raise Trouble(None, f"no answer from {urlsplit(url).netloc} ({cause(error)})") from error
         if not response.ok or response.is_redirect:
-            raise _Trouble(response.status_code, _detail(response), _retry_after(response))
+            raise refused(response)
         self.file_id = response.headers.get("Attachd-File-Id", self.file_id)
         return response
 
@@ -188,7 +165,7 @@ class _Line:
             committed = _offset(self._send("PATCH", self.upload_url, headers, body))
             # The service may keep less than it was sent (T-03D); nothing at all is no reason to hurry.
             if committed <= self.offset:
-                raise _Trouble(None, "the service kept nothing of the last request")
+                raise Trouble(None, "the service kept nothing of the last request")
             self._tus.offset = committed
         self._source.sent(self.offset)
         return self.upload_url
@@ -202,7 +179,7 @@ class _Line:
             except (ValueError, KeyError, TypeError) as error:
                 raise UploadFailed("the link does not lead to attachd: no file id in the upload's status") from error
         if self.file_id is None:
-            raise _Trouble(None, "the service has not stored the file yet")
+            raise Trouble(None, "the service has not stored the file yet")
         return self.file_id
 
 
@@ -211,34 +188,6 @@ def _offset(response: requests.Response) -> int:
     if not value.isdecimal():
         raise UploadFailed(f"the link does not lead to an upload service: {response.status_code} without Upload-Offset")
     return int(value)
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost reason in a few words; never the URL, which carries the token."""
-    seen: BaseException = error
-    while True:
-        inner = seen.__cause__ or seen.__context__
-        if inner is None:
-            break
-        seen = inner
-    if isinstance(seen, OSError) and seen.strerror:
-        return seen.strerror
-    return type(seen).__name__
-
-
-def _detail(response: requests.Response) -> str:
-    """What the answer says, on one line: problem+json where there is any."""
-    try:
-        problem = response.json()
-        words = str(problem.get("detail") or problem["title"])
-    except (ValueError, KeyError, AttributeError):
-        words = response.reason or "no reason given"
-    return " ".join(f"{response.status_code}: {words}".split())
-
-
-def _retry_after(response: requests.Response) -> float | None:
-    value = response.headers.get("Retry-After", "")
-    return float(value) if value.isdecimal() else None
 
 
 def upload(
@@ -281,7 +230,7 @@ def upload(
             try:
                 upload_url = line.advance()
                 return Uploaded(line.find_file_id(upload_url), upload_url)
-            except _Trouble as trouble:
+            except Trouble as trouble:
                 if not trouble.retryable:
                     raise UploadFailed(_explain(trouble, created=line.upload_url is not None)) from trouble
                 failures = 1 if line.offset > best else failures + 1
@@ -289,17 +238,10 @@ def upload(
                 if failures >= attempts:
                     raise UploadFailed(f"gave up after {failures} attempts without progress: {trouble}") from trouble
                 retrying(str(trouble))
-                sleep(_pause(failures, trouble.retry_after))
+                sleep(pause(failures, trouble.retry_after))
 
 
-def _pause(failures: int, retry_after: float | None) -> float:
-    """Seconds before the next attempt: doubling, with jitter, and never sooner than the server asks."""
-    ceiling = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures - 1))
-    # Spread over the upper half: clients cut at the same moment do not come back at the same moment.
-    return max(random.uniform(ceiling / 2, ceiling), min(retry_after or 0.0, LONGEST_PAUSE))  # noqa: S311
-
-
-def _explain(trouble: _Trouble, *, created: bool) -> str:
+def _explain(trouble: Trouble, *, created: bool) -> str:
     if created and trouble.status in (404, 410):
         return f"the upload is gone ({trouble})"
     if not created and trouble.status == 403:
@@ -322,21 +264,6 @@ class _Link(click.ParamType[str]):
         return text
 
 
-def _progress() -> Progress:
-    """A bar on standard error, silent where that is not a terminal."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )
-
-
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("link", type=_Link())
@@ -352,7 +279,7 @@ def put(file: Path, link: str, chunk_size: int | None) -> None:
     A cut connection is taken up again where the service says it was cut. So is an upload whose
     command was ended: run the same line again.
     """
-    with _progress() as progress:
+    with bar() as progress:
         task = progress.add_task(file.name, total=file.stat().st_size)
         try:
             uploaded = upload(

@@ -290,7 +290,7 @@ def test_a_silent_server_is_left(
     server: TusServer, source: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection on which nothing moves is given up after the limit, and the upload resumes."""
-    monkeypatch.setattr(put_module, "SILENCE_TIMEOUT", 0.2)
+    monkeypatch.setattr(put_module, "SILENCE_SECONDS", 0.2)
     server.fail("PATCH", "silent")
     upload(source, server.link, sleep=pauses.append)
     server.heard.set()
