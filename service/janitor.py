@@ -126,6 +126,9 @@ class Janitor:
                 await self._expire_files(now, steps)
             with steps.attempt("purge"):
                 await self._purge(now)
+        if self._slow is not None and patience_seconds is None:
+            # one that began before may have passed by what is due now
+            await asyncio.wait({self._slow})
         if self._slow is None or self._slow.done():
             self._slow = asyncio.create_task(self._settle_and_reclaim())
         ended, _ = await asyncio.wait({self._slow}, timeout=patience_seconds)
