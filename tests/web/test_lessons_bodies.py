@@ -32,6 +32,9 @@ async def _stall(here: Site, line: Line) -> None:
     """The client says nothing more until the service has had enough."""
     clock = here.clock
     assert isinstance(clock, SteppedClock)
+    (body,) = here.service.bodies._open
+    # silence is the client's only while the service reads
+    await until(lambda: not body._holding_up)
     clock.skip(61)
     assert (await line.answer()).slug == "timeout"
 
