@@ -12,6 +12,8 @@ import structlog
 
 from service import logs
 from tests.web.harness import FakeClock, Site, site
+from tests.web.sweeps import succeeded
+from tests.web.under_way import SteppedClock, until
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +54,11 @@ def log() -> Iterator[io.StringIO]:
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.captureWarnings(capture=False)
+
+
+@pytest.fixture
+async def swept(tmp_path: Path, log: io.StringIO) -> AsyncIterator[Site]:
+    """A service whose first sweep is over and whose next one the test makes."""
+    async with site(tmp_path, clock=SteppedClock(), tombstone="2h", upload_idle="1h") as running:
+        await until(lambda: succeeded(running) > 0)
+        yield running

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from service.leases import TERM_SECONDS
 from service.metadata.base import MetadataUnavailable
 from service.model import FileId, State
 from service.storage.base import StorageFull
-from tests.web.harness import TUS, Site, site
+from tests.web.harness import TUS, Site
 from tests.web.sweeps import (
     DAY,
     HOUR,
@@ -35,16 +34,7 @@ from tests.web.sweeps import (
     unfinishable,
 )
 from tests.web.traces import forward
-from tests.web.under_way import SteppedClock, until
-
-
-@pytest.fixture
-async def swept(tmp_path: Path, log: io.StringIO) -> AsyncIterator[Site]:
-    """A service whose first sweep is over and whose next one the test makes."""
-    async with site(tmp_path, clock=SteppedClock(), tombstone="2h", upload_idle="1h") as running:
-        await until(lambda: succeeded(running) > 0)
-        yield running
-
+from tests.web.under_way import until
 
 # --- one failure stops nothing else ---------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,6 @@ from tests.web.sweeps import (
 )
 from tests.web.traces import forward
 from tests.web.under_way import SteppedClock, until
-
-
-@pytest.fixture
-async def swept(tmp_path: Path, log: io.StringIO) -> AsyncIterator[Site]:
-    """A service whose first sweep is over and whose next one the test makes."""
-    async with site(tmp_path, clock=SteppedClock(), tombstone="2h", upload_idle="1h") as running:
-        await until(lambda: succeeded(running) > 0)
-        yield running
 
 
 async def terminated_unfinished(here: Site) -> None:
