@@ -7,6 +7,7 @@ leaves between the two, is an orphan: held, and needed by no record.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -27,6 +28,14 @@ _BATCH: Final = 500
 _KEYS: Final = 50_000
 #: more bytes than these that no record names, and than any does, are another database's, not orphans
 _STRANGERS: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """Something held that no record needs. `removable`: nor does one of another database, it seems."""
+
+    held: Held
+    removable: bool = True
 
 
 class Files:
@@ -73,8 +82,8 @@ class Files:
         log.info("file_deleted", file_id=file.id, size=file.manifest.size)
         self._changed(file.id)
 
-    async def orphans(self) -> AsyncIterator[Held]:
-        """What storage holds although no record needs it, to be removed as it comes.
+    async def orphans(self) -> AsyncIterator[Orphan]:
+        """What storage holds although no record needs it, to be removed as it comes if removable.
 
         No record comes to need it again. An upload is recorded before storage hears of it, never
         comes back once it ended, and is `ready` in the transaction that makes its file row: so
@@ -88,8 +97,8 @@ class Files:
         failed: StorageError | None = None
         try:
             async for held in self._storage.held(older_than=ORPHAN_SECONDS):
-                for orphan in await census.take(held):
-                    yield orphan
+                for found in await census.take(held):
+                    yield Orphan(found)
         except StorageError as error:
             failed = error
         for orphan in await census.rest():
@@ -97,13 +106,13 @@ class Files:
         if failed is not None:
             raise failed
 
-    async def remove(self, orphan: Held) -> None:
-        """Its bytes are gone. Idempotent. Raises StorageError: worth a retry."""
-        if orphan.key is None:
-            await self._storage.discard(orphan.upload_id)
+    async def remove(self, held: Held) -> None:
+        """The bytes of the orphan are gone. Idempotent. Raises StorageError: worth a retry."""
+        if held.key is None:
+            await self._storage.discard(held.name)
         else:
-            await self._storage.delete(orphan.key)
-        log.info("orphan_removed", upload_id=orphan.upload_id, finished=orphan.key is not None, size=orphan.size)
+            await self._storage.delete(held.key)
+        log.info("orphan_removed", upload_id=held.name, finished=held.key is not None, size=held.size)
 
 
 class _Census:
@@ -127,28 +136,28 @@ class _Census:
         found = await self._judge()
         return found + await self._without_file() if len(self._finished) >= _KEYS else found
 
-    async def rest(self) -> list[Held]:
+    async def rest(self) -> list[Orphan]:
         """The orphans among all that was given and not told of yet."""
         found = await self._judge() + await self._without_file()
-        if self._strange > max(_STRANGERS, self._known):
+        kept = self._strange > max(_STRANGERS, self._known)
+        if kept:
             log.error("strangers_kept", strange=self._strange, known=self._known)
-            return found
-        return found + self._strangers
+        return [Orphan(held) for held in found] + [Orphan(held, removable=not kept) for held in self._strangers]
 
     async def _judge(self) -> list[Held]:
         batch, self._batch = self._batch, []
-        uploads = await self._metadata.uploads([held.upload_id for held in batch])
+        uploads = await self._metadata.uploads_named({held.name for held in batch})
         found = []
         for held in batch:
-            upload = uploads.get(held.upload_id)
+            upload = uploads.get(held.name)
             self._known += upload is not None
-            if upload is not None and _at_work(upload):
+            if upload is not None and _needs_all(upload):
                 continue
             if held.key is not None:
                 self._finished[held.key] = (held, upload is not None)
             elif upload is None:
                 self._stranger(held)
-            elif not (upload.complete and upload.concat_kind is ConcatKind.PARTIAL):
+            else:
                 found.append(held)
         return found
 
@@ -172,8 +181,14 @@ class _Census:
             self._strangers.append(held)
 
 
-def _at_work(upload: Upload) -> bool:
-    """Whether storage may be working for the upload, so that all that is held of it stays."""
+def _needs_all(upload: Upload) -> bool:
+    """Whether all that is held of the upload stays, finished or not.
+
+    Storage may be working for it; and a partial is read through its ledger, which may name
+    finished objects.
+    """
+    if upload.state is State.READY:
+        return upload.concat_kind is ConcatKind.PARTIAL
     return upload.state in (State.RECEIVING, State.FINISHING)
 
 

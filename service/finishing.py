@@ -53,8 +53,11 @@ class Finisher:
         self._events = events
         self._changed = changed
 
-    async def finish(self, upload: Upload, lease: Lease) -> Upload:
+    async def finish(self, upload: Upload, lease: Lease, head: bytes | None = None) -> Upload:
         """The upload, `ready` or `failed`; any other state comes back as it is.
+
+        Args:
+            head: its first SNIFF_BYTES, or all if it is shorter; None: they are read from the file.
 
         Raises:
             StorageError, MetadataError: worth a retry; the upload stays `finishing`.
@@ -69,7 +72,7 @@ class Finisher:
         except StorageShort:
             log.exception("upload_lost", upload_id=upload.id)
             return await self.fail(upload, LOST, epoch=lease.epoch, free_link=True)
-        file, problem = await self._file(upload, stored, manifest)
+        file, problem = await self._file(upload, stored, manifest, head)
         if problem is not None:
             return await self.fail(upload, problem, epoch=lease.epoch)
         return await self._publish(upload, lease, file)
@@ -106,10 +109,14 @@ class Finisher:
         last = hasher.finish()
         return blocks if last is None else [*blocks, last]
 
-    async def _file(self, upload: Upload, stored: Stored, manifest: Manifest) -> tuple[File, Problem | None]:
+    async def _file(
+        self, upload: Upload, stored: Stored, manifest: Manifest, head: bytes | None
+    ) -> tuple[File, Problem | None]:
         """The file row to be, or why there must be none (lesson C6)."""
         terms, now = upload.terms, self._clock.now()
-        head, sha256 = await self._read_whole(stored, whole=terms.sha256 is not None)
+        sha256 = None
+        if head is None or terms.sha256 is not None:
+            head, sha256 = await self._read_whole(stored, whole=terms.sha256 is not None)
         sniffed = sniff(head)
         lives = [seconds for seconds in (terms.ttl_seconds, None if terms.ref else terms.hold_seconds) if seconds]
         file = File(

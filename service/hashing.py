@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
@@ -86,6 +86,22 @@ ALGORITHMS: Final[Mapping[str, Algorithm]] = {
 def checksum(name: str) -> Checksum:
     """A fresh computation by the algorithm of that wire name. Raises KeyError: not in the registry."""
     return ALGORITHMS[name].make()
+
+
+class Checksums:
+    """Several algorithms over the same bytes: the one that was announced, or all where it is told after them."""
+
+    def __init__(self, names: Iterable[str] = ALGORITHMS) -> None:
+        self._running = {name: checksum(name) for name in names}
+
+    def update(self, data: memoryview) -> None:
+        """The next bytes."""
+        for running in self._running.values():
+            running.update(data)
+
+    def digest(self, name: str) -> bytes:
+        """By the algorithm of that wire name. Raises KeyError: it is not computed."""
+        return self._running[name].digest()
 
 
 class BlockHasher:

@@ -181,10 +181,19 @@ class Janitor:
 
     async def _remove_orphans(self, steps: _Steps) -> None:
         """What a crash or a storage failure kept from being removed in time."""
-        async for orphan in self._files.orphans():
-            with steps.attempt("remove_orphan", upload_id=orphan.upload_id):
-                await self._files.remove(orphan)
-                self._metrics.gc_reclaimed(orphan.size)
+        left = 0
+        try:
+            async for orphan in self._files.orphans():
+                held, unfinished = orphan.held, orphan.held.key is None
+                left += unfinished
+                if orphan.removable:
+                    with steps.attempt("remove_orphan", upload_id=held.name):
+                        await self._files.remove(held)
+                        self._metrics.gc_reclaimed(held.size)
+                        left -= unfinished
+        finally:
+            # also where not all could be listed: what was found is left
+            self._metrics.multipart_orphans(left)
 
 
 async def _pages(ask: _List[Row]) -> AsyncIterator[Row]:

@@ -35,10 +35,15 @@ TransferOutcome: TypeAlias = Literal["ok", "client_abort", "timeout", "taken_ove
 DownloadMode: TypeAlias = Literal["sendfile", "proxy"]
 ChecksumResult: TypeAlias = Literal["ok", "mismatch"]
 StorageOperation: TypeAlias = Literal[
+    # calls of the storage port
     "open", "probe", "free_bytes", "write", "flush", "read", "concatenate", "complete", "discard", "drop", "delete",
     "open_file",
+    # calls of the S3 API, where that is the backend
+    "head_bucket", "put_object", "get_object", "head_object", "copy_object", "delete_object", "list_objects",
+    "create_multipart_upload", "upload_part", "upload_part_copy", "complete_multipart_upload",
+    "abort_multipart_upload", "list_multipart_uploads",
 ]  # fmt: skip
-StorageOutcome: TypeAlias = Literal["ok", "full", "unavailable", "short", "stale", "cancelled", "error"]
+StorageOutcome: TypeAlias = Literal["ok", "full", "unavailable", "throttled", "short", "stale", "cancelled", "error"]
 
 OTHER: Final = "other"
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -227,6 +232,9 @@ class Metrics:
         self._lock_wait = self._histogram("attachd_lock_wait_seconds", "Waits for a lease.", _WAIT_SECONDS)
         self._reclaimed = self._counter("attachd_gc_reclaimed_bytes_total", "Bytes given back by the sweeper.")
         self._gc_at = self._gauge("attachd_gc_last_success_timestamp_seconds", "When a sweep last ended well.")
+        self._orphans = self._gauge(
+            "attachd_multipart_orphans", "Unfinished uploads in storage that no record needs, after the last pass."
+        )
         self._draining = self._gauge("attachd_draining", "1 while the service is stopping.")
         _warm(self._hashed, ("xxh128", "sha256"))
 
@@ -268,6 +276,10 @@ class Metrics:
     def gc_succeeded(self, at: float) -> None:
         """A sweep ended well at the instant."""
         self._gc_at.set(at)
+
+    def multipart_orphans(self, count: int) -> None:
+        """So many unfinished uploads are left in storage that no record needs."""
+        self._orphans.set(count)
 
     def draining(self, *, on: bool) -> None:
         """Whether the service is stopping."""

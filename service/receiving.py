@@ -23,6 +23,7 @@ from service.model import Block, Part, State, Upload
 from service.protocol.decide import Intake, expiry, length_problem, problem_of, settle_checksum
 from service.protocol.intents import ChecksumClaim, Ending, Policy
 from service.protocol.problems import Problem, Refusal
+from service.sniffing import SNIFF_BYTES
 from service.storage.base import (
     Appender,
     Receipt,
@@ -76,15 +77,20 @@ class Progress:
     upload: Upload
     lease: Lease
     intake: Intake
+    #: as committed
     ledger: tuple[Part, ...]
     #: made when the first byte comes, or the last block is wanted
     hasher: hashing.BlockHasher | None
-    checksum: hashing.Checksum | None
+    checksums: hashing.Checksums | None
     #: the offset this request began at, and the bytes written since
     start: int
     written: int = 0
     #: finished blocks not committed yet: storage may hold fewer bytes than were hashed
     blocks: list[Block] = field(default_factory=list)
+    #: keys of storage's that nothing needs any more, and that are gone
+    dropped: set[str] = field(default_factory=set)
+    #: the first bytes of the file, if this request brought them
+    head: bytes = b""
     committed_at: float = 0.0
     overrun: bool = False
 
@@ -100,8 +106,8 @@ class Progress:
         """Sees every byte as it is written, in storage's thread."""
         if self.hasher is not None:
             self.hasher.update(run)
-        if self.checksum is not None:
-            self.checksum.update(run)
+        if self.checksums is not None:
+            self.checksums.update(run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +118,24 @@ class Claims:
     #: parses the trailer once the body is whole
     trailer: Callable[[str | None], ChecksumClaim | None] | None = None
 
+    def computed(self) -> hashing.Checksums | None:
+        """What to compute while the bytes pass: what is not committed yet need not be readable."""
+        if self.header is not None:
+            return hashing.Checksums([self.header.algorithm])
+        return None if self.trailer is None else hashing.Checksums()
+
 
 NO_CLAIMS: Final = Claims()
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """The upload as committed after a body ended, and why that did not end well, if so."""
+
+    upload: Upload
+    problem: Problem | None
+    #: the first SNIFF_BYTES of the upload, or all of a shorter one, if the body began at byte 0
+    head: bytes | None = None
 
 
 class Receiver:
@@ -137,8 +159,8 @@ class Receiver:
 
     async def receive(
         self, upload: Upload, lease: Lease, intake: Intake, body: Body, claims: Claims = NO_CLAIMS
-    ) -> tuple[Upload, Problem | None]:
-        """The upload as committed after the body ended, and why it did not end well, if so.
+    ) -> Received:
+        """What became of the body.
 
         The upload is `finishing` afterwards if its last byte came. Trouble with storage is a
         problem too, worth a retry: what was held before is committed.
@@ -147,7 +169,7 @@ class Receiver:
             StorageShort: permanent; bytes that were committed are gone.
         """
         if upload.complete:
-            return upload, await self._nothing_more(upload, body)
+            return Received(upload, await self._nothing_more(upload, body))
         ledger = await self._metadata.ledger(upload.id) if upload.offset else ()
         progress = Progress(
             upload,
@@ -155,13 +177,18 @@ class Receiver:
             intake,
             ledger,
             None,
-            hashing.checksum(claims.header.algorithm) if claims.header else None,
+            claims.computed(),
             start=upload.offset,
             committed_at=self._clock.monotonic(),
         )
         try:
             async with self._storage.append(
-                upload.id, ledger, epoch=lease.epoch, observe=progress.observe, fence=partial(self._check_fence, lease)
+                upload.id,
+                ledger,
+                epoch=lease.epoch,
+                align=upload.block_size,
+                observe=progress.observe,
+                fence=partial(self._check_fence, lease),
             ) as appender:
                 problem = await self._take(progress, appender, body, claims)
         except StorageShort:
@@ -171,7 +198,7 @@ class Receiver:
             log.warning("storage_failed", upload_id=upload.id, reason=problem.slug, error=str(error))
         except Conflict:
             problem = problem_of(Ending.TAKEN_OVER, overrun=False, offset=progress.upload.offset)
-        return progress.upload, problem
+        return Received(progress.upload, problem, progress.head if progress.start == 0 else None)
 
     @staticmethod
     async def _nothing_more(upload: Upload, body: Body) -> Problem | None:
@@ -208,10 +235,15 @@ class Receiver:
                 progress.intake = replace(progress.intake, length=progress.end)
         if progress.intake.whole:
             # a body with a checksum counts only when verified, which overrides "a cut keeps its bytes" (T-0A4)
-            problem = problem or await self._verify(progress, appender, body, claims)
+            problem = problem or self._verify(progress, body, claims)
             if problem is not None:
                 return problem_at(problem, progress.upload.offset)
-        receipt = await appender.flush(last=progress.end == progress.length)
+        try:
+            receipt = await appender.flush(last=progress.end == progress.length)
+        except (StorageFull, StorageUnavailable):
+            if not progress.intake.whole:
+                await self._commit_prefix(progress, await appender.held())
+            raise
         await self._commit(progress, receipt)
         return problem
 
@@ -240,6 +272,8 @@ class Receiver:
                 await self._commit_prefix(progress, await appender.held())
             raise
         progress.written += len(piece)
+        if progress.start == 0 and len(progress.head) < SNIFF_BYTES:
+            progress.head += piece[: SNIFF_BYTES - len(progress.head)]
         self._metrics.hashed("xxh128", len(piece))
         if progress.upload.strong_hash:
             self._metrics.hashed("sha256", len(piece))
@@ -270,10 +304,11 @@ class Receiver:
         ends = state is State.FINISHING
         ready = [block for block in progress.blocks if ends or (block.number + 1) * size <= receipt.offset]
         moved = receipt.offset > before.offset
+        parts = _changed(progress.ledger, receipt.parts)
         step = Advance(
             to_offset=receipt.offset,
             expires_at=expiry(before, self._policy, now) if moved else before.expires_at,
-            parts=receipt.parts,
+            parts=parts,
             blocks=ready,
             length=progress.length,
             state=state,
@@ -281,40 +316,52 @@ class Receiver:
         progress.upload = await self._metadata.advance(
             before.id, epoch=progress.lease.epoch, from_offset=before.offset, step=step, now=now
         )
+        if parts:
+            kept = [part for part in progress.ledger if part.number < parts[0].number]
+            progress.ledger = (*kept, *parts)
         progress.blocks = progress.blocks[len(ready) :]
         progress.committed_at = self._clock.monotonic()
         self._metrics.upload_committed(before.protocol, receipt.offset - before.offset)
         self._changed(before.id)
-        if receipt.drop:
-            await self._storage.drop(before.id, receipt.drop)
+        await self._drop(progress, receipt)
 
-    async def _verify(self, progress: Progress, appender: Appender, body: Body, claims: Claims) -> Problem | None:
+    async def _drop(self, progress: Progress, receipt: Receipt) -> None:
+        """What the committed receipt made superfluous is gone, or is found at the upload's end."""
+        keys = [key for key in receipt.drop if key not in progress.dropped]
+        if not keys:
+            return
+        try:
+            await self._storage.drop(progress.upload.id, keys)
+        except StorageError as error:
+            log.warning("drop_postponed", upload_id=progress.upload.id, reason=str(error))
+        else:
+            progress.dropped.update(keys)
+
+    def _verify(self, progress: Progress, body: Body, claims: Claims) -> Problem | None:
         try:
             trailer = claims.trailer(body.trailer("Upload-Checksum")) if claims.trailer else None
         except Refusal as malformed:
             return malformed.problem
         claim = claims.header or trailer
-        computed = progress.checksum.digest() if progress.checksum else None
-        if computed is None and claim is not None:
-            # the algorithm was not known before the trailer came
-            computed = await self._read_back(progress, await appender.flush(last=False), claim.algorithm)
+        computed = progress.checksums.digest(claim.algorithm) if progress.checksums and claim else None
         problem = settle_checksum(claims.header, trailer, computed, expect_trailer=claims.trailer is not None)
         if claim is not None:
             self._metrics.checksum_verified(claim.algorithm, "ok" if problem is None else "mismatch")
         return problem
 
-    async def _read_back(self, progress: Progress, receipt: Receipt, algorithm: str) -> bytes:
-        checksum = hashing.checksum(algorithm)
-        ledger = merge_ledger(progress.ledger, receipt.parts)
-        async for piece in self._storage.read_upload(ledger, progress.start, progress.end):
-            await asyncio.to_thread(checksum.update, memoryview(piece))
-        return checksum.digest()
 
+def _changed(ledger: Sequence[Part], parts: Sequence[Part]) -> Sequence[Part]:
+    """The end of a receipt's parts, from the first that is not in the committed ledger on.
 
-def merge_ledger(ledger: Sequence[Part], parts: Sequence[Part]) -> tuple[Part, ...]:
-    """The ledger once a receipt's parts are committed: same number, replaced."""
-    merged = {part.number: part for part in (*ledger, *parts)}
-    return tuple(merged[number] for number in sorted(merged))
+    A receipt tells all parts since its append began, and a long request has hundreds: they need
+    not be written again with each commit. Whether a part ends behind the committed offset does
+    not tell the new ones: an adapter may replace entries by one that ends where they did.
+    """
+    known = {part.number: part for part in ledger}
+    for at, part in enumerate(parts):
+        if known.get(part.number) != part:
+            return parts[at:]
+    return ()
 
 
 def problem_at(problem: Problem, offset: int) -> Problem:

@@ -141,7 +141,8 @@ class Settling:
             return False
         log.info("upload_expired", upload_id=upload.id, offset=upload.offset)
         self.moved(upload)
-        await self._storage.discard(upload.id)
+        # what a partial left may be a finished object, and none of them ever was a file
+        await self._storage.discard(upload.id, finished=True)
         return True
 
 

@@ -29,7 +29,7 @@ from service.protocol.decide import Intake, decide_append, decide_create, refuse
 from service.protocol.intents import Append, Appended, Create, Created, Ending, Policy
 from service.protocol.problems import Problem, Refusal, refuse
 from service.protocol.tus import parse_trailer
-from service.receiving import NO_CLAIMS, Body, Claims, Receiver, storage_problem
+from service.receiving import NO_CLAIMS, Body, Claims, Received, Receiver, storage_problem
 from service.settling import Settling
 from service.storage.base import StorageError, StorageShort
 from service.tasks import Tasks
@@ -166,17 +166,15 @@ class Uploads:
                 if intake is None:
                     return now_is, None
                 self._count_resumed(now_is)
-                after, problem = await self._receive_held(now_is, lease, intake, body, claims)
-                self._remember(after, whole=problem is None)
-                return await self._finish(after, lease, problem)
+                received = await self._receive_held(now_is, lease, intake, body, claims)
+                self._remember(received.upload, whole=received.problem is None)
+                return await self._finish(received, lease)
         except Conflict:
             current = await self._lookup.upload(upload.id)
             refuse_ended(current, self._clock.now())
             raise refuse("locked", "the upload changed hands; ask for the offset", retry_after=1, close=True) from None
 
-    async def _receive_held(
-        self, upload: Upload, lease: Lease, intake: Intake, body: Body, claims: Claims
-    ) -> tuple[Upload, Problem | None]:
+    async def _receive_held(self, upload: Upload, lease: Lease, intake: Intake, body: Body, claims: Claims) -> Received:
         try:
             return await self._receiver.receive(upload, lease, intake, body, claims)
         except StorageShort:
@@ -185,11 +183,12 @@ class Uploads:
             await self._finisher.fail(upload, LOST, epoch=lease.epoch, free_link=True)
             raise Refusal(Problem("gone", LOST.detail, close=True)) from None
 
-    async def _finish(self, upload: Upload, lease: Lease, problem: Problem | None) -> tuple[Upload, Problem | None]:
+    async def _finish(self, received: Received, lease: Lease) -> tuple[Upload, Problem | None]:
+        upload, problem = received.upload, received.problem
         if upload.state is not State.FINISHING:
             return upload, problem
         try:
-            upload = await self._finisher.finish(upload, lease)
+            upload = await self._finisher.finish(upload, lease, received.head)
         except (StorageError, MetadataError) as error:
             # recorded as finishing: the next request or the janitor goes on (lesson C1)
             log.warning("finish_postponed", upload_id=upload.id, error=str(error))

@@ -14,7 +14,7 @@ The contract, which `tests/contract/metadata.py` holds against every adapter:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,7 +66,7 @@ class Advance:
 
     to_offset: int
     expires_at: float
-    #: new or, by number, replaced entries of the part ledger
+    #: the part ledger from `parts[0].number` on: entries above its last number go; none: it stays
     parts: Sequence[Part] = ()
     #: newly finished hashing blocks
     blocks: Sequence[Block] = ()
@@ -131,6 +131,10 @@ class MetadataStore(Protocol):
 
     async def uploads(self, upload_ids: Sequence[UploadId]) -> dict[UploadId, Upload]:
         """Those that exist."""
+        ...
+
+    async def uploads_named(self, names: Collection[str]) -> dict[str, Upload]:
+        """Those that exist, by a prefix of their id of at least 15 characters."""
         ...
 
     async def upload_of_file(self, file_id: FileId) -> Upload | None:

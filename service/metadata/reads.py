@@ -7,7 +7,7 @@ are literals, so that SQLite sees that a partial index fits (`schema`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
@@ -31,6 +31,8 @@ from service.metadata.schema import blocks, events, files, final_partials, links
 from service.model import Block, ConcatKind, Event, File, FileId, LinkUse, Part, State, Upload, UploadId
 
 up = uploads.c
+#: characters of an upload's id
+_ID_LENGTH: Final = 28
 
 
 def literal(word: State | ConcatKind) -> ColumnElement[str]:
@@ -59,6 +61,10 @@ WANTED_BY_FINAL = exists().where(
 
 _UPLOADS = select(uploads).where(up.id.in_(bindparam("ids", expanding=True)))
 _UPLOAD = Prepared(select(uploads).where(up.id == bindparam("upload_id")))
+_UPLOADS_NAMED = Prepared(
+    # a range of the key: `LIKE` would walk through all keys
+    select(uploads).where(up.id >= bindparam("first"), up.id <= bindparam("last"))
+)
 _PARTIALS = (
     select(final_partials.c.final_id, final_partials.c.partial_id)
     .where(final_partials.c.final_id.in_(bindparam("ids", expanding=True)))
@@ -159,6 +165,13 @@ def upload_row(connection: Connection, upload_id: UploadId) -> Any:
 def uploads_by_id(connection: Connection, upload_ids: Sequence[UploadId]) -> dict[UploadId, Upload]:
     rows = connection.execute(_UPLOADS, {"ids": list(upload_ids)}).all()
     return {found.id: found for found in load_uploads(connection, rows)}
+
+
+def uploads_named(connection: Connection, names: Iterable[str]) -> dict[str, Upload]:
+    # no id is longer, and in none is a character behind z
+    ranges = {name: {"first": name, "last": name.ljust(_ID_LENGTH, "z")} for name in names}
+    rows = {name: row for name, ends in ranges.items() for row in _UPLOADS_NAMED.all(connection, ends)}
+    return dict(zip(rows, load_uploads(connection, list(rows.values())), strict=True))
 
 
 def upload_of_file(connection: Connection, file_id: FileId) -> Upload | None:

@@ -10,7 +10,7 @@ setting says; that a caller who was cancelled knows whether its change was made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -99,6 +99,9 @@ class SqlMetadata:
 
     async def uploads(self, upload_ids: Sequence[UploadId]) -> dict[UploadId, Upload]:
         return await self._read(partial(reads.uploads_by_id, upload_ids=upload_ids))
+
+    async def uploads_named(self, names: Collection[str]) -> dict[str, Upload]:
+        return await self._read(partial(reads.uploads_named, names=names))
 
     async def upload_of_file(self, file_id: FileId) -> Upload | None:
         return await self._read(partial(reads.upload_of_file, file_id=file_id))

@@ -146,6 +146,9 @@ _END = (
     )
     .returning(uploads)
 )
+_DROP_PARTS_ABOVE = Prepared(
+    delete(parts).where(parts.c.upload_id == bindparam("upload_id"), parts.c.number > bindparam("last_number"))
+)
 _DROP_PARTS = Prepared(delete(parts).where(parts.c.upload_id == bindparam("upload_id")))
 _DROP_BLOCKS = Prepared(delete(blocks).where(blocks.c.upload_id == bindparam("upload_id")))
 _DELETE_FILE = (
@@ -228,6 +231,7 @@ def advance(connection: Connection, upload_id: UploadId, epoch: int, start: int,
         _refuse_advance(connection, upload_id, epoch, start, step)
     if step.parts:
         _PUT_PART.run_each(connection, [dump_part(upload_id, part) for part in step.parts])
+        _DROP_PARTS_ABOVE.run(connection, {"upload_id": upload_id, "last_number": step.parts[-1].number})
     if step.blocks:
         _PUT_BLOCK.run_each(connection, [dump_block(upload_id, block) for block in step.blocks])
     return load_uploads(connection, [row])[0]

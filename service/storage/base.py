@@ -56,8 +56,10 @@ class StorageStale(StorageError):
 class Receipt:
     """Storage's word that it holds the bytes [0, offset) of an upload once `parts` are committed.
 
-    `parts` are the ledger entries that are new or changed (same number: replaced);
-    `drop` are keys that nothing needs any more once they are.
+    `parts` is the ledger from `parts[0].number` on: once it is committed, entries with higher
+    numbers than its last one are gone. Without any the ledger stays as it is.
+    `drop` are keys that nothing needs any more once they are committed.
+    A later receipt of the same append holds all that an earlier one did, or what replaces it.
     """
 
     offset: int
@@ -77,10 +79,11 @@ class Stored:
 class Held:
     """What storage holds of an upload: its finished file, or, where `key` is None, what is unfinished.
 
+    `name` is storage's name of the upload: a prefix of its id, at least 15 characters long.
     `size` is what goes with it, in bytes.
     """
 
-    upload_id: UploadId
+    name: str
     key: str | None
     size: int
 
@@ -153,6 +156,7 @@ class Storage(Protocol):
         ledger: Sequence[Part],
         *,
         epoch: int,
+        align: int,
         observe: Observer | None = None,
         fence: Fence | None = None,
     ) -> AbstractAsyncContextManager[Appender]:
@@ -164,10 +168,13 @@ class Storage(Protocol):
         Args:
             ledger: the committed parts, in order, without gaps, from byte 0.
             epoch: of the lease.
+            align: bytes, > 0. What was appended before the last multiple of it at or before the
+                offset need not be readable through `read_upload` before the upload is complete:
+                an adapter may store larger pieces than it can read back.
             observe: sees every byte once, in order, as it is written.
             fence: called once the adapter has the place to itself and before the first byte is
-                written. If the lease holds then, nobody newer was here before, and bytes behind
-                the ledger's end are nobody's.
+                written, and perhaps again before later writes. If the lease holds then, nobody
+                newer was here before, and bytes behind the ledger's end are nobody's.
 
         Raises:
             StorageShort: permanent; the ledger's bytes are not there.
@@ -176,7 +183,10 @@ class Storage(Protocol):
         ...
 
     def read_upload(self, ledger: Sequence[Part], start: int, end: int) -> AsyncIterator[bytes]:
-        """Committed bytes [start, end) of an unfinished upload, in pieces.
+        """Committed bytes [start, end) of an upload, in pieces.
+
+        Of one that is not complete: only from the last multiple of the `align` of its appends at
+        or before the ledger's end on.
 
         Raises:
             StorageShort: permanent; the ledger's bytes are not there.
@@ -186,8 +196,8 @@ class Storage(Protocol):
     async def concatenate(self, upload_id: UploadId, sources: Sequence[Sequence[Part]], *, epoch: int) -> Receipt:
         """Hold the bytes of the sources, joined in order, as the upload. Idempotent.
 
-        The sources are left as they are. Nothing passes through Python where the kernel or the
-        store can copy.
+        The sources' ledgers stay valid, for reading and for another `concatenate`. Nothing passes
+        through Python where the kernel or the store can copy.
         """
         ...
 
@@ -202,10 +212,11 @@ class Storage(Protocol):
         """
         ...
 
-    async def discard(self, upload_id: UploadId, *, finished: bool = False) -> None:
+    async def discard(self, upload_id: str, *, finished: bool = False) -> None:
         """Nothing unfinished of the upload is held any more. Idempotent.
 
         Args:
+            upload_id: an upload id, or the name that `held` told.
             finished: nor a finished file, whether or not `complete` came to tell its key; else one stays.
         """
         ...
@@ -235,6 +246,20 @@ class Storage(Protocol):
         """Where the finished file lies below the storage's root, `/` between names, for a proxy that sends it itself.
 
         None where no local file is.
+        """
+        ...
+
+    async def signed_url(self, key: str, *, seconds: int, content_type: str, disposition: str) -> str | None:
+        """A URL of the store itself from which anyone may fetch the file for so long.
+
+        None where the store has none. Asks nothing of the store.
+
+        Args:
+            content_type: what the store shall answer as `Content-Type`.
+            disposition: what it shall answer as `Content-Disposition`.
+
+        Raises:
+            StorageUnavailable: worth a retry; there is nothing to sign with now.
         """
         ...
 

@@ -117,8 +117,8 @@ class _MeteredFile:
 class MeteredStorage:
     """A Storage whose calls are counted and timed by operation and outcome.
 
-    `close` and an appender's `held` are not: they ask nothing of the backend that could fail. Nor
-    is the listing `held`, whose time is mostly its consumer's. Bytes that the kernel sends from
+    `close`, `signed_url` and an appender's `held` are not: they ask nothing of the backend. Nor is
+    the listing `held`, whose time is mostly its consumer's. Bytes that the kernel sends from
     `StoredFile.fd` are not seen here.
     """
 
@@ -153,11 +153,14 @@ class MeteredStorage:
         ledger: Sequence[Part],
         *,
         epoch: int,
+        align: int,
         observe: Observer | None = None,
         fence: Fence | None = None,
     ) -> AsyncIterator[Appender]:
         """See Storage."""
-        async with self._inner.append(upload_id, ledger, epoch=epoch, observe=observe, fence=fence) as appender:
+        async with self._inner.append(
+            upload_id, ledger, epoch=epoch, align=align, observe=observe, fence=fence
+        ) as appender:
             yield _MeteredAppender(appender, self._meter)
 
     def read_upload(self, ledger: Sequence[Part], start: int, end: int) -> AsyncIterator[bytes]:
@@ -174,7 +177,7 @@ class MeteredStorage:
         with self._meter.call("complete"):
             return await self._inner.complete(upload_id, ledger, epoch=epoch)
 
-    async def discard(self, upload_id: UploadId, *, finished: bool = False) -> None:
+    async def discard(self, upload_id: str, *, finished: bool = False) -> None:
         """See Storage."""
         with self._meter.call("discard"):
             await self._inner.discard(upload_id, finished=finished)
@@ -196,6 +199,10 @@ class MeteredStorage:
     def proxy_path(self, key: str) -> str | None:
         """See Storage."""
         return self._inner.proxy_path(key)
+
+    async def signed_url(self, key: str, *, seconds: int, content_type: str, disposition: str) -> str | None:
+        """See Storage."""
+        return await self._inner.signed_url(key, seconds=seconds, content_type=content_type, disposition=disposition)
 
     def open_file(self, key: str) -> AbstractAsyncContextManager[StoredFile]:
         """See Storage."""

@@ -80,7 +80,7 @@ async def advance(store: MetadataStore, known: Known, chance: random.Random, now
     start = upload.offset + chance.choice([0, 0, 0, -1, 1])
     to_offset = start + chance.choice([-1, 0, 100, 400])
     state = State.FINISHING if to_offset == upload.length else State.RECEIVING
-    new = part(0, 0, to_offset)
+    new = part(chance.randrange(len(known.parts) + 1), 0, to_offset)
     move = step(to_offset, parts=[new], state=state, expires_at=now + DAY)
     fits = epoch == upload.epoch and start == upload.offset and upload.state is State.RECEIVING
     within = start <= to_offset <= (upload.length or 0)
@@ -89,7 +89,7 @@ async def advance(store: MetadataStore, known: Known, chance: random.Random, now
         assert isinstance(result, ValueError if fits or to_offset < start else Conflict)
         return
     known.upload = upload.with_(offset=to_offset, state=state, expires_at=now + DAY, updated_at=now)
-    known.parts = (new,)
+    known.parts = (*known.parts[: new.number], new)
     assert result == known.upload
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from service.clock import new_upload_id
 from service.metadata.base import Conflict, Ending, FileIdTaken, MetadataStore
-from service.model import Block, ConcatKind, LinkTerms, Manifest, Protocol, State
+from service.model import Block, ConcatKind, LinkTerms, Manifest, Protocol, State, UploadId
 from tests.contract.metadata_values import (
     DAY,
     NOW,
@@ -63,6 +63,24 @@ class UploadContract:
         upload = await final(store, some)
         assert await store.uploads([upload.id, new_upload_id(), some.id]) == {some.id: some, upload.id: upload}
         assert await store.uploads([]) == {}
+
+    @pytest.mark.parametrize("length", [15, 20, 28])
+    async def test_uploads_are_found_by_the_beginning_of_their_id(self, store: MetadataStore, length: int) -> None:
+        """Of several names those come back that an upload's id begins with, finals with their partials."""
+        some = await partial(store)
+        upload = await final(store, some)
+        await created(store)
+        names = [upload.id[:length], new_upload_id()[:length], some.id[:length]]
+        assert await store.uploads_named(names) == {names[0]: upload, names[2]: some}
+        assert await store.uploads_named([]) == {}
+
+    @pytest.mark.parametrize("end", ["2" * 13, "7" * 13, "a" * 13, "z" * 13])
+    async def test_a_name_has_no_neighbours(self, store: MetadataStore, end: str) -> None:
+        """The first and the last id that begin so are found, and none before or behind those."""
+        inside = await created(store, id=UploadId("u_" + "m" * 13 + end))
+        for name in ("l" * 13, "m" * 12 + "l", "m" * 12 + "n", "n" * 13):
+            await created(store, id=UploadId("u_" + name + end))
+        assert await store.uploads_named(["u_" + "m" * 13]) == {"u_" + "m" * 13: inside}
 
     async def test_creation_raises_the_link_version(self, store: MetadataStore) -> None:
         """A link never used is None; a creation leaves its use as given, one version higher."""
@@ -173,12 +191,42 @@ class UploadContract:
         upload, lease = await leased(store)
         await store.advance(
             upload.id, epoch=lease.epoch, from_offset=0, now=NOW,
-            step=step(20, parts=[part(1, 10, 20, key="tail"), part(0, 0, 10)]),
+            step=step(20, parts=[part(0, 0, 10), part(1, 10, 20, key="tail")]),
         )  # fmt: skip
         await store.advance(
             upload.id, epoch=lease.epoch, from_offset=20, now=NOW, step=step(30, parts=[part(1, 10, 30, key="new")])
         )
         assert await store.ledger(upload.id) == (part(0, 0, 10), part(1, 10, 30, key="new"))
+
+    async def test_parts_end_the_ledger(self, store: MetadataStore) -> None:
+        """Entries above the last number that a step gives are gone with it; those of other uploads stay."""
+        ledgers = [part(1, 0, 10), part(2, 10, 12), part(3, 12, 13), part(4, 13, 20)]
+        (upload, lease), (other, its_lease) = await leased(store), await leased(store)
+        for one, held in ((upload, lease), (other, its_lease)):
+            await store.advance(one.id, epoch=held.epoch, from_offset=0, now=NOW, step=step(20, parts=ledgers))
+        whole = part(2, 10, 30, key="whole")
+        await store.advance(upload.id, epoch=lease.epoch, from_offset=20, now=NOW, step=step(30, parts=[whole]))
+        assert await store.ledger(upload.id) == (part(1, 0, 10), whole)
+        assert await store.ledger(other.id) == tuple(ledgers)
+
+    async def test_a_step_without_parts_leaves_the_ledger(self, store: MetadataStore) -> None:
+        """A step that brings no bytes, only a length or an expiry, changes no entry."""
+        ledger = [part(1, 0, 10), part(2, 10, 12)]
+        upload, lease = await leased(store, length=None)
+        await store.advance(upload.id, epoch=lease.epoch, from_offset=0, now=NOW, step=step(12, parts=ledger))
+        await store.advance(upload.id, epoch=lease.epoch, from_offset=12, now=NOW, step=step(12, length=100))
+        assert await store.ledger(upload.id) == tuple(ledger)
+
+    async def test_a_refused_step_cuts_no_ledger(self, store: MetadataStore) -> None:
+        """A step over another epoch leaves the entries above its parts too (L2)."""
+        ledger = [part(1, 0, 10), part(2, 10, 12)]
+        upload, lease = await leased(store)
+        await store.advance(upload.id, epoch=lease.epoch, from_offset=0, now=NOW, step=step(12, parts=ledger))
+        with pytest.raises(Conflict):
+            await store.advance(
+                upload.id, epoch=lease.epoch - 1, from_offset=12, now=NOW, step=step(20, parts=[part(1, 0, 20)])
+            )
+        assert await store.ledger(upload.id) == tuple(ledger)
 
     @pytest.mark.parametrize(("from_offset", "epoch"), [(0, 1), (11, 1), (10, 0), (10, 2)])
     async def test_advance_expects_offset_and_epoch(self, store: MetadataStore, from_offset: int, epoch: int) -> None:

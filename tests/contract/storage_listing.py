@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from service.clock import new_upload_id
-from service.model import UploadId
 from service.storage.base import Held, Storage
-from tests.contract.storage_values import StorageHooks, appended, finished, uncommitted
+from tests.contract.storage_values import StorageHooks, appended, finished, uncommitted, unfinished
 
 HOUR = 3600.0
 
@@ -31,18 +30,17 @@ class StorageListing(StorageHooks):
         await uncommitted(storage, one, ledger, b"WRONG", epoch=2)
         await appended(storage, one, ledger, b"def", epoch=3)
         await uncommitted(storage, two, (), b"abcd")
-        stored = await finished(storage, b"abcde")
+        three = new_upload_id()
+        stored = await finished(storage, b"abcde", three)
         found = await listed(storage)
 
-        assert {(held.upload_id, held.key) for held in found} == {
-            (one, None),
-            (two, None),
-            (UploadId(stored.key.rpartition("/")[2]), stored.key),
-        }
-        sizes = {held.upload_id: held.size for held in found}
-        assert sizes[one] >= 6
-        assert sizes[two] >= 4
-        assert sizes[UploadId(stored.key.rpartition("/")[2])] == 5
+        names = [self.name_of(upload_id) for upload_id in (one, two, three)]
+        keys: list[str | None] = [None, None, stored.key]
+        assert {(held.name, held.key) for held in found} == set(zip(names, keys, strict=True))
+        sizes = {held.name: held.size for held in found}
+        assert sizes[names[0]] >= 6
+        assert sizes[names[1]] >= 4
+        assert sizes[names[2]] == 5
 
     async def test_what_went_is_not_listed(self, storage: Storage) -> None:
         """Discarded uploads and deleted files are not listed, nor what a finished upload was made of."""
@@ -60,7 +58,7 @@ class StorageListing(StorageHooks):
         ledger = await appended(storage, one, (), b"abc")
         await storage.concatenate(two, [ledger, ledger], epoch=1)
 
-        assert {held.upload_id for held in await listed(storage)} == {one, two}
+        assert {held.name for held in await listed(storage)} == {self.name_of(one), self.name_of(two)}
 
     async def test_the_young_are_not_listed(self, storage: Storage) -> None:
         """What was changed within the time given is left out, an upload already for one young byte."""
@@ -74,7 +72,7 @@ class StorageListing(StorageHooks):
         await appended(storage, new_upload_id(), (), b"abc")
         await finished(storage, b"abcde")
 
-        assert {held.key or held.upload_id for held in await listed(storage, HOUR)} == {old, stored.key}
+        assert {held.key or held.name for held in await listed(storage, HOUR)} == {self.name_of(old), stored.key}
         assert await listed(storage, 3 * HOUR) == set()
 
     async def test_what_is_listed_can_be_removed_meanwhile(self, storage: Storage) -> None:
@@ -83,9 +81,33 @@ class StorageListing(StorageHooks):
             await appended(storage, new_upload_id(), (), b"abc")
             await finished(storage, b"abcde")
         async for held in storage.held(older_than=-HOUR):
-            await (storage.discard(held.upload_id) if held.key is None else storage.delete(held.key))
+            await (storage.discard(held.name) if held.key is None else storage.delete(held.key))
 
         assert await listed(storage) == set()
+
+    # names
+    async def test_a_name_is_the_beginning_of_one_upload_id(self, storage: Storage) -> None:
+        """What is held of an upload, unfinished or finished, goes by one prefix of its id of 15 characters or more."""
+        one, two = new_upload_id(), new_upload_id()
+        await appended(storage, one, (), b"abc")
+        await finished(storage, b"abcde", two)
+        names = {held.name for held in await listed(storage)}
+
+        assert all(len(name) >= 15 for name in names)
+        assert [[name for name in names if upload_id.startswith(name)] for upload_id in (one, two)] == [
+            [self.name_of(one)],
+            [self.name_of(two)],
+        ]
+
+    async def test_discard_takes_a_name_for_an_id(self, storage: Storage) -> None:
+        """All of an upload goes by its name as by its id, and nothing of another."""
+        one, two = new_upload_id(), new_upload_id()
+        await appended(storage, one, (), b"abc")
+        ledger = await appended(storage, two, (), b"def")
+        await storage.discard(self.name_of(one))
+
+        assert {held.name for held in await listed(storage)} == {self.name_of(two)}
+        assert await unfinished(storage, ledger) == b"def"
 
     # discard of all
     async def test_a_finished_file_goes_without_its_key(self, storage: Storage) -> None:

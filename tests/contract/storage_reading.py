@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from service.clock import new_upload_id
-from service.model import UploadId
 from service.storage.base import Storage, StorageShort
 from tests.contract.storage_values import (
+    ALIGN,
     Ledger,
     StorageHooks,
     appended,
@@ -36,6 +36,18 @@ class StorageReading(StorageHooks):
             ledger = await appended(storage, upload_id, ledger, piece, epoch=epoch)
 
         assert await gathered(storage.read_upload(ledger, start, end)) == b"abcdefghi"[start:end]
+
+    @pytest.mark.parametrize("size", [ALIGN - 1, ALIGN, ALIGN + 3])
+    async def test_what_follows_the_last_whole_block_can_be_read(self, storage: Storage, size: int) -> None:
+        """From the last multiple of the alignment on, what is committed comes back, also after a restart."""
+        upload_id, content = new_upload_id(), bytes(range(251)) * (ALIGN // 251 + 1)
+        ledger = await appended(storage, upload_id, (), content[: size - 2])
+        ledger = await appended(storage, upload_id, ledger, content[size - 2 : size], epoch=2)
+        start = size // ALIGN * ALIGN
+
+        assert ledger[-1].end == size
+        after = await self.reopened(storage)
+        assert await gathered(after.read_upload(ledger, start, size)) == content[start:size]
 
     async def test_reading_lost_bytes_is_short(self, storage: Storage) -> None:
         """Reading back what was lost raises, and gives no bytes in its place."""
@@ -201,8 +213,9 @@ class StorageReading(StorageHooks):
 
     async def test_discard_spares_the_finished_file(self, storage: Storage) -> None:
         """A finished file stays when its upload is discarded."""
-        stored = await finished(storage, b"abc")
-        await storage.discard(UploadId(stored.key.rpartition("/")[2]))
+        upload_id = new_upload_id()
+        stored = await finished(storage, b"abc", upload_id)
+        await storage.discard(upload_id)
 
         assert await content(storage, stored) == b"abc"
 
@@ -262,6 +275,13 @@ class StorageReading(StorageHooks):
         with pytest.raises(StorageShort):
             async with storage.open_file(stored.key):
                 pass
+
+    async def test_a_signed_url_is_one_or_nothing(self, storage: Storage) -> None:
+        """A store that can be asked by everybody gives a URL of its own, any other None."""
+        stored = await finished(storage, b"abc")
+        url = await storage.signed_url(stored.key, seconds=60, content_type="text/plain", disposition="attachment")
+
+        assert url is None or url.startswith(("http://", "https://"))
 
     # health
     async def test_a_store_in_order_passes_its_probe(self, storage: Storage) -> None:

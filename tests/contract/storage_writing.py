@@ -10,6 +10,7 @@ import pytest
 from service.clock import new_upload_id
 from service.storage.base import Receipt, Storage, StorageError, StorageShort, StorageStale
 from tests.contract.storage_values import (
+    ALIGN,
     StorageHooks,
     appended,
     committed,
@@ -53,7 +54,7 @@ class StorageWriting(StorageHooks):
         """A body of no bytes gives the committed offset and no parts."""
         upload_id = new_upload_id()
         ledger = await appended(storage, upload_id, (), b"abc")
-        async with storage.append(upload_id, ledger, epoch=2) as appender:
+        async with storage.append(upload_id, ledger, epoch=2, align=ALIGN) as appender:
             await appender.write(memoryview(b""))
 
             assert await appender.flush(last=True) == Receipt(3)
@@ -100,7 +101,7 @@ class StorageWriting(StorageHooks):
     async def test_held_tells_what_can_be_committed_on_the_way(self, storage: Storage) -> None:
         """A receipt taken between two writes reads as what was written until then."""
         upload_id = new_upload_id()
-        async with storage.append(upload_id, (), epoch=1) as appender:
+        async with storage.append(upload_id, (), epoch=1, align=ALIGN) as appender:
             await appender.write(memoryview(b"abc"))
             early = await appender.held()
             await appender.write(memoryview(b"def"))
@@ -110,11 +111,26 @@ class StorageWriting(StorageHooks):
         assert await unfinished(storage, ledger) == b"abcdef"[: early.offset]
         assert await unfinished(storage, committed(ledger, late)) == b"abcdef"
 
+    async def test_a_receipt_tells_all_since_the_append_began(self, storage: Storage) -> None:
+        """The last receipt alone makes the ledger that all of them make one after the other."""
+        upload_id = new_upload_id()
+        before = await appended(storage, upload_id, (), b"abc")
+        ledger = before
+        async with storage.append(upload_id, before, epoch=2, align=ALIGN) as appender:
+            for piece in (b"def", b"ghi"):
+                await appender.write(memoryview(piece))
+                ledger = committed(ledger, await appender.held())
+                ledger = committed(ledger, await appender.flush(last=False))
+            last = await appender.flush(last=True)
+
+        assert committed(before, last) == committed(ledger, last)
+        assert await unfinished(storage, committed(before, last)) == b"abcdefghi"
+
     async def test_the_buffer_may_be_reused_after_a_write(self, storage: Storage) -> None:
         """Changing the buffer once write has returned changes nothing that is held."""
         upload_id = new_upload_id()
         buffer = bytearray(b"abc")
-        async with storage.append(upload_id, (), epoch=1) as appender:
+        async with storage.append(upload_id, (), epoch=1, align=ALIGN) as appender:
             await appender.write(memoryview(buffer))
             buffer[:] = b"XYZ"
             await appender.write(memoryview(buffer))
@@ -128,7 +144,7 @@ class StorageWriting(StorageHooks):
         ledger = await appended(storage, upload_id, (), b"before")
         seen: list[bytes] = []
         async with storage.append(
-            upload_id, ledger, epoch=2, observe=lambda data: seen.append(bytes(data))
+            upload_id, ledger, epoch=2, align=ALIGN, observe=lambda data: seen.append(bytes(data))
         ) as appender:
             for piece in (b"a", b"bc", b"", b"def"):
                 await appender.write(memoryview(piece))
@@ -152,7 +168,7 @@ class StorageWriting(StorageHooks):
         receipts: list[Receipt] = []
 
         async def fail() -> None:
-            async with storage.append(upload_id, (), epoch=1) as appender:
+            async with storage.append(upload_id, (), epoch=1, align=ALIGN) as appender:
                 await appender.write(memoryview(b"abc"))
                 receipts.append(await appender.flush(last=False))
                 await appender.write(memoryview(b"lost"))
@@ -167,7 +183,7 @@ class StorageWriting(StorageHooks):
     async def test_a_writer_that_was_asleep_changes_nothing_readable(self, storage: Storage) -> None:
         """L2: What an overtaken writer writes with its append still open is never in the file."""
         upload_id = new_upload_id()
-        async with storage.append(upload_id, (), epoch=1) as asleep:
+        async with storage.append(upload_id, (), epoch=1, align=ALIGN) as asleep:
             await asleep.write(memoryview(b"abc"))
             ledger = committed((), await asleep.flush(last=False))
             ledger = await appended(storage, upload_id, ledger, b"def", epoch=2)
@@ -184,7 +200,7 @@ class StorageWriting(StorageHooks):
     async def test_a_writer_asleep_since_before_the_end_changes_no_file(self, storage: Storage) -> None:
         """L2: What an overtaken writer writes after the upload was finished is not in the file."""
         upload_id = new_upload_id()
-        async with storage.append(upload_id, (), epoch=1) as asleep:
+        async with storage.append(upload_id, (), epoch=1, align=ALIGN) as asleep:
             await asleep.write(memoryview(b"abc"))
             ledger = committed((), await asleep.flush(last=False))
             stored = await storage.complete(upload_id, ledger, epoch=2)
@@ -222,7 +238,7 @@ class StorageWriting(StorageHooks):
             raise StorageStale("the lease was lost")
 
         with pytest.raises(StorageStale):
-            async with storage.append(upload_id, old, epoch=2, fence=fallen):
+            async with storage.append(upload_id, old, epoch=2, align=ALIGN, fence=fallen):
                 pytest.fail("the append began")
         assert await unfinished(storage, new) == b"abcdef"
 
@@ -235,7 +251,7 @@ class StorageWriting(StorageHooks):
         async def holds() -> None:
             return None
 
-        async with storage.append(upload_id, old, epoch=3, fence=holds) as appender:
+        async with storage.append(upload_id, old, epoch=3, align=ALIGN, fence=holds) as appender:
             await appender.write(memoryview(b"def"))
             new = committed(old, await appender.flush(last=True))
         stored = await storage.complete(upload_id, new, epoch=3)
@@ -244,7 +260,10 @@ class StorageWriting(StorageHooks):
     async def test_two_uploads_do_not_mix(self, storage: Storage) -> None:
         """Two appends at once, write by write, keep their bytes apart."""
         one, two = new_upload_id(), new_upload_id()
-        async with storage.append(one, (), epoch=1) as first, storage.append(two, (), epoch=1) as second:
+        async with (
+            storage.append(one, (), epoch=1, align=ALIGN) as first,
+            storage.append(two, (), epoch=1, align=ALIGN) as second,
+        ):
             for piece in (b"1", b"2", b"3"):
                 await asyncio.gather(first.write(memoryview(piece)), second.write(memoryview(b"x" + piece)))
             ones = committed((), await first.flush(last=True))
@@ -262,7 +281,7 @@ class StorageWriting(StorageHooks):
             begun.set()
             go.wait(10)
 
-        async with storage.append(upload_id, (), epoch=1, observe=observe) as appender:
+        async with storage.append(upload_id, (), epoch=1, align=ALIGN, observe=observe) as appender:
             writing = asyncio.ensure_future(appender.write(memoryview(b"abcdef")))
             # an adapter that writes on the loop has no thread to be waited for
             await asyncio.to_thread(begun.wait, 10)
@@ -282,7 +301,7 @@ class StorageWriting(StorageHooks):
         inside = asyncio.Event()
 
         async def hang() -> None:
-            async with storage.append(upload_id, ledger, epoch=2) as appender:
+            async with storage.append(upload_id, ledger, epoch=2, align=ALIGN) as appender:
                 await appender.write(memoryview(b"WRONG"))
                 inside.set()
                 await asyncio.Event().wait()

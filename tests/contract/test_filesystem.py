@@ -26,6 +26,7 @@ from service.storage.filesystem import FilesystemStorage, copying
 from tests.contract.disk import age, make, segments, several
 from tests.contract.storage import StorageContract
 from tests.contract.storage_values import (
+    ALIGN,
     Ledger,
     appended,
     committed,
@@ -121,7 +122,7 @@ async def test_bytes_without_a_receipt_are_given_back(storage: FilesystemStorage
     """A body that is thrown away before any receipt takes no space and no second segment."""
     upload_id = new_upload_id()
     ledger = await appended(storage, upload_id, (), b"abc")
-    async with storage.append(upload_id, ledger, epoch=2) as writer:
+    async with storage.append(upload_id, ledger, epoch=2, align=ALIGN) as writer:
         await writer.write(memoryview(b"WRONG"))
 
     assert [path.stat().st_size for path in segments(root)] == [3]
@@ -130,7 +131,7 @@ async def test_bytes_without_a_receipt_are_given_back(storage: FilesystemStorage
 
 async def test_a_first_body_without_a_receipt_leaves_no_segment(storage: FilesystemStorage, root: Path) -> None:
     """A creation whose body is thrown away leaves nothing behind."""
-    async with storage.append(new_upload_id(), (), epoch=1) as writer:
+    async with storage.append(new_upload_id(), (), epoch=1, align=ALIGN) as writer:
         await writer.write(memoryview(b"WRONG"))
 
     assert segments(root) == []
@@ -138,7 +139,7 @@ async def test_a_first_body_without_a_receipt_leaves_no_segment(storage: Filesys
 
 async def test_an_empty_body_leaves_no_segment(storage: FilesystemStorage, root: Path) -> None:
     """A request without bytes makes no file."""
-    async with storage.append(new_upload_id(), (), epoch=1) as writer:
+    async with storage.append(new_upload_id(), (), epoch=1, align=ALIGN) as writer:
         await writer.flush(last=True)
 
     assert segments(root) == []
@@ -174,7 +175,7 @@ async def test_an_upload_that_was_killed_stays_in_one_segment(storage: Filesyste
     async def holds() -> None:
         return None
 
-    async with storage.append(upload_id, ledger, epoch=3, fence=holds) as appender:
+    async with storage.append(upload_id, ledger, epoch=3, align=ALIGN, fence=holds) as appender:
         await appender.write(memoryview(b"d"))
         ledger = committed(ledger, await appender.flush(last=False))
     assert len(ledger) == 1
@@ -248,7 +249,7 @@ async def sent(storage: FilesystemStorage, data: bytes, cuts: list[int], *, cras
         hasher = BlockHasher(BLOCK, strong=True, first_block=offset // BLOCK)
         async for piece in storage.read_upload(ledger, start, offset):
             hasher.update(memoryview(piece))
-        async with storage.append(upload_id, ledger, epoch=epoch, observe=hasher.update) as writer:
+        async with storage.append(upload_id, ledger, epoch=epoch, align=ALIGN, observe=hasher.update) as writer:
             await writer.write(memoryview(data)[offset:edge])
             ledger = committed(ledger, await writer.flush(last=edge == len(data)))
         blocks += hasher.take_finished()
@@ -354,6 +355,4 @@ async def test_foreign_names_are_not_held(storage: FilesystemStorage, root: Path
             path.write_bytes(b"mine")
     (shard / name).mkdir()
 
-    assert [(held.upload_id, held.key, held.size) async for held in storage.held(older_than=-1)] == [
-        (upload_id, None, 3)
-    ]
+    assert [(held.name, held.key, held.size) async for held in storage.held(older_than=-1)] == [(upload_id, None, 3)]

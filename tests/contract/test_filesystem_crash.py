@@ -14,7 +14,7 @@ from service.clock import new_upload_id
 from service.storage.base import Receipt, StorageStale, Stored
 from service.storage.filesystem import appender, layout, publishing
 from tests.contract.disk import Calls, Crash, make, segments, several, single
-from tests.contract.storage_values import appended, committed, content, unfinished
+from tests.contract.storage_values import ALIGN, appended, committed, content, unfinished
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ async def test_append_survives_a_crash_at_every_system_call(root: Path) -> None:
             fakes.install(monkeypatch)
             crashed = False
             try:
-                async with storage.append(upload_id, ledger, epoch=2) as writer:
+                async with storage.append(upload_id, ledger, epoch=2, align=ALIGN) as writer:
                     await writer.write(memoryview(b"de"))
                     ledger = committed(ledger, await writer.held())
                     await writer.write(memoryview(b"f"))
@@ -186,7 +186,7 @@ async def test_o6_a_receipt_follows_the_sync_of_bytes_and_name(root: Path, monke
     fakes = Calls()
     fakes.install(monkeypatch)
     upload_id = new_upload_id()
-    async with storage.append(upload_id, (), epoch=1) as writer:
+    async with storage.append(upload_id, (), epoch=1, align=ALIGN) as writer:
         await writer.write(memoryview(b"abc"))
         receipt = await writer.held()
         seen = list(fakes.seen)

@@ -26,6 +26,7 @@ from service.storage.base import (
 from service.storage.filesystem import FilesystemStorage, copying, listing
 from tests.contract.disk import Calls, make, segments, several
 from tests.contract.storage_values import (
+    ALIGN,
     appended,
     committed,
     content,
@@ -65,7 +66,7 @@ async def test_d5_a_full_disk_keeps_what_was_held_and_goes_on(small_disk: Path) 
     ballast.write_bytes(bytes(600_000))
     upload_id, data = new_upload_id(), os.urandom(800_000)
     ledger = await appended(storage, upload_id, (), data[:100_000])
-    async with storage.append(upload_id, ledger, epoch=2) as writer:
+    async with storage.append(upload_id, ledger, epoch=2, align=ALIGN) as writer:
         with pytest.raises(StorageFull):
             await writer.write(memoryview(data)[100_000:])
         receipt = await writer.held()
@@ -133,7 +134,7 @@ def test_d5_a_limit_on_file_size_is_storage_full(root: Path) -> None:
             storage = FilesystemStorage(Path(sys.argv[1]), durability="complete")
             await storage.open()
             resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, 65_536))
-            async with storage.append(new_upload_id(), (), epoch=1) as writer:
+            async with storage.append(new_upload_id(), (), epoch=1, align=1) as writer:
                 await writer.write(memoryview(b"a" * 60_000))
                 try:
                     await writer.write(memoryview(b"b" * 60_000))
@@ -157,7 +158,7 @@ async def test_a_writer_that_failed_takes_no_more(storage: FilesystemStorage, mo
     fakes = Calls()
     fakes.fail_at("pwrite", 2, OSError(errno.EIO, "broken"))
     fakes.install(monkeypatch)
-    async with storage.append(new_upload_id(), (), epoch=1) as writer:
+    async with storage.append(new_upload_id(), (), epoch=1, align=ALIGN) as writer:
         await writer.write(memoryview(b"abc"))
         with pytest.raises(StorageUnavailable):
             await writer.write(memoryview(b"def"))
@@ -173,7 +174,7 @@ async def test_a_failed_sync_is_never_forgotten(root: Path, monkeypatch: pytest.
     fakes = Calls()
     fakes.fail_at("fdatasync", 1, OSError(errno.EIO, "broken"))
     fakes.install(monkeypatch)
-    async with storage.append(new_upload_id(), (), epoch=1) as writer:
+    async with storage.append(new_upload_id(), (), epoch=1, align=ALIGN) as writer:
         await writer.write(memoryview(b"abc"))
         for _ in range(2):
             with pytest.raises(StorageUnavailable):

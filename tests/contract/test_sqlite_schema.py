@@ -146,6 +146,7 @@ def janitor(connection: Connection) -> None:
     reads.promised_bytes(connection)
     reads.totals(connection)
     reads.pending_finals(connection, UploadId("u_x"))
+    reads.uploads_named(connection, ["u_" + "a" * 13, "u_" + "b" * 26])
     writes.purge(connection, NOW, NOW, 10)
     leases.renew(connection, "node", NOW)
     leases.asked(connection, "node")
@@ -175,6 +176,9 @@ def test_no_query_walks_a_whole_table(url: str) -> None:
         if detail.startswith("SCAN ") and ("USING" not in detail or "autoindex" in detail)
     ]
     assert walks == []
+    assert [detail for detail, text in plans if "uploads.id >=" in text] == [
+        "SEARCH uploads USING INDEX sqlite_autoindex_uploads_1 (id>? AND id<?)"
+    ] * 2
     sums = [detail for detail, text in plans if "sum(" in text]
     assert sums[:3] == [
         "SCAN uploads USING COVERING INDEX uploads_receiving",

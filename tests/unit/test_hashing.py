@@ -44,6 +44,29 @@ def split(data: bytes, cuts: list[int]) -> list[memoryview]:
     return [memoryview(bytearray(data))[start:end] for start, end in itertools.pairwise(edges)]
 
 
+@given(data=st.binary(max_size=300), cuts=st.lists(st.integers(0, 300), max_size=5))
+def test_several_checksums_at_once_are_what_each_is_alone(data: bytes, cuts: list[int]) -> None:
+    """T-0A6: Every advertised algorithm gives over the same runs what it gives by itself over all bytes."""
+    together = hashing.Checksums()
+    for run in split(data, cuts):
+        together.update(run)
+    alone = {}
+    for name in hashing.ALGORITHMS:
+        computed = hashing.checksum(name)
+        computed.update(memoryview(data))
+        alone[name] = computed.digest()
+    assert {name: together.digest(name) for name in hashing.ALGORITHMS} == alone
+
+
+def test_only_the_checksums_that_were_asked_for_are_computed() -> None:
+    """Where one algorithm is announced, another's digest is not to be had."""
+    one = hashing.Checksums(["sha1"])
+    one.update(memoryview(b"abc"))
+    assert one.digest("sha1").hex() == "a9993e364706816aba3e25717850c26c9cd0d89d"
+    with pytest.raises(KeyError):
+        one.digest("md5")
+
+
 def blocks_of(data: bytes, block_size: int, *, strong: bool = False) -> list[Block]:
     """The blocks of data, fed in one go."""
     hasher = hashing.BlockHasher(block_size, strong=strong)

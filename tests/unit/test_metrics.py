@@ -50,6 +50,7 @@ CONTRACT = {
     "attachd_key_tokens_total": {"kid"},
     "attachd_gc_reclaimed_bytes_total": set(),
     "attachd_gc_last_success_timestamp_seconds": set(),
+    "attachd_multipart_orphans": set(),
     "attachd_draining": set(),
     "attachd_build_info": {"version"},
 }
@@ -159,6 +160,14 @@ def test_gauges_show_what_was_counted_in_the_store():
     ]
 
 
+def test_the_orphan_gauge_is_what_the_last_pass_left():
+    """The gauge shows the last count, not a sum."""
+    metrics = Metrics("1")
+    for count in (5, 2):
+        metrics.multipart_orphans(count)
+    assert samples(metrics)["attachd_multipart_orphans", frozenset()] == 2
+
+
 class Clock:
     """Each look is a second later."""
 
@@ -249,7 +258,7 @@ async def test_a_failed_call_to_storage_is_counted_by_its_outcome(error, outcome
 async def test_an_append_is_counted_write_by_write():
     """Each write and each flush of an append is one call."""
     metrics = Metrics("1")
-    async with metered(Disk(), metrics).append(UploadId("u"), (), epoch=1) as appender:
+    async with metered(Disk(), metrics).append(UploadId("u"), (), epoch=1, align=1) as appender:
         await appender.write(memoryview(b"a"))
         await appender.write(memoryview(b"b"))
         assert await appender.flush(last=True) == Receipt(1)

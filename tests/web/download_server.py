@@ -140,7 +140,7 @@ class Disk:
     async def put(self, content: bytes) -> str:
         """The content is a finished file; its key."""
         upload_id = new_upload_id()
-        async with self.storage.append(upload_id, [], epoch=1) as appender:
+        async with self.storage.append(upload_id, [], epoch=1, align=2**20) as appender:
             await appender.write(memoryview(content))
             receipt = await appender.flush(last=True)
         return (await self.storage.complete(upload_id, receipt.parts, epoch=1)).key

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.model import State
-from service.storage.base import StorageFull
+from service.storage.base import Held, StorageFull
 from tests.web.harness import TUS, Site, site
 from tests.web.sweeps import (
     DAY,
@@ -215,6 +215,81 @@ async def test_a_store_of_another_database_is_left_alone(swept: Site, log: io.St
     await swept.service.janitor.sweep()
     assert len(swept.leftovers()) == left
     assert [record["level"] for record in logged(log, "strangers_kept")] == ["error"] * bool(left)
+
+
+def multipart_orphans(here: Site) -> float:
+    return here.service.metrics.registry.get_sample_value("attachd_multipart_orphans") or 0.0
+
+
+async def test_the_gauge_shows_unfinished_uploads_that_are_left(swept: Site) -> None:
+    """Unfinished bytes that no record needs count while they cannot be removed, and no longer once they are."""
+    for _ in range(3):
+        await terminated_unfinished(swept)
+    await terminated_ready(swept)
+    age(swept)
+    skip(swept, HOUR)
+    away = StorageFull("away")
+    with broken(swept, "storage", "discard", away), broken(swept, "storage", "delete", away):
+        await swept.service.janitor.sweep()
+    assert multipart_orphans(swept) == 3
+    skip(swept, HOUR)
+    await swept.service.janitor.sweep()
+    assert (multipart_orphans(swept), swept.leftovers()) == (0, [])
+
+
+async def test_the_gauge_shows_unfinished_uploads_of_another_database(swept: Site) -> None:
+    """What is kept because it may be another's counts too."""
+    for number in range(21):
+        name = f"u_{'abcdefghijklmnopqrstuvwxyz'[number] * 26}"
+        path = swept.service.settings.data / "uploads" / name[2:4] / f"{name}.e1"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"precious")
+    age(swept)
+    skip(swept, HOUR)
+    await swept.service.janitor.sweep()
+    assert (multipart_orphans(swept), len(swept.leftovers())) == (21, 21)
+
+
+async def test_what_is_held_under_a_partial_stays_while_it_lives(swept: Site) -> None:
+    """A ready partial keeps finished objects too, which its ledger may name; they go when it expires."""
+    path = await swept.create(5, Upload_Concat="partial")
+    await swept.patch(path, 0, b"hello")
+    upload_id = swept.upload_id(path)
+    finished = swept.service.settings.data / "files" / upload_id[2:4] / upload_id
+    finished.parent.mkdir(exist_ok=True)
+    finished.write_bytes(b"hello")
+    before = swept.leftovers()
+    age(swept)
+    swept.service.janitor._orphans_due = 0
+    await swept.service.janitor.sweep()
+    assert (swept.leftovers(), len(before)) == (before, 2)
+    skip(swept, HOUR + 1)
+    await swept.service.janitor.sweep()
+    assert swept.leftovers() == []
+
+
+async def test_storage_may_know_uploads_by_the_beginning_of_their_ids(swept: Site) -> None:
+    """Where a name is the first 15 characters, what is needed stays and what is not goes all the same."""
+    receiving = await swept.create(10)
+    await swept.patch(receiving, 0, b"hello")
+    path = await swept.create(10)
+    await swept.patch(path, 0, b"hello")
+    assert (await swept.ask("DELETE", path, TUS)).status == 204
+    names = [swept.upload_id(each)[:15] for each in (receiving, path)]
+    removed: list[str] = []
+
+    async def held(**_: Any) -> AsyncIterator[Held]:
+        for name in names:
+            yield Held(name, None, 5)
+
+    async def discard(name: str) -> None:
+        removed.append(name)
+
+    skip(swept, HOUR / 2)
+    swept.service.janitor._orphans_due = 0
+    with replaced(swept, "storage", "held", held), replaced(swept, "storage", "discard", discard):
+        await swept.service.janitor.sweep()
+    assert removed == names[1:]
 
 
 async def test_terminating_what_is_being_finished_leaves_nothing(swept: Site) -> None:

@@ -19,7 +19,7 @@ from service.storage.base import Fence, Held, Observer, Receipt, StorageError, S
 from service.storage.filesystem import listing, publishing, reading
 from service.storage.filesystem.appender import DiskAppender
 from service.storage.filesystem.layout import Durability, Layout, lock, translated
-from service.storage.filesystem.threads import Threads
+from service.storage.threads import Threads
 
 _PROBE: Final = b"attachd" * 64
 
@@ -86,10 +86,11 @@ class FilesystemStorage:
         ledger: Sequence[Part],
         *,
         epoch: int,
+        align: int,
         observe: Observer | None = None,
         fence: Fence | None = None,
     ) -> AsyncIterator[DiskAppender]:
-        """See `Storage.append`."""
+        """See `Storage.append`. All that is held can be read, so `align` changes nothing."""
         appender = DiskAppender(
             self._layout, self._writers, self._helpers, upload_id, ledger, epoch=epoch, observe=observe
         )
@@ -124,13 +125,14 @@ class FilesystemStorage:
                 lambda: publishing.complete(self._layout, upload_id, ledger, epoch, stop), stop=stop.set
             )
 
-    async def discard(self, upload_id: UploadId, *, finished: bool = False) -> None:
+    async def discard(self, upload_id: str, *, finished: bool = False) -> None:
         """See `Storage.discard`. Segments first: without one, nothing becomes a file any more."""
+        whole = UploadId(upload_id)  # the name of an upload is its id here
         with translated("discarding"):
-            segments = await self._helpers.run(lambda: self._layout.segments(upload_id))
-            await self.drop(upload_id, [key for key, _ in segments])
+            segments = await self._helpers.run(lambda: self._layout.segments(whole))
+            await self.drop(whole, [key for key, _ in segments])
         if finished:
-            await self.delete(upload_id)
+            await self.delete(whole)
 
     async def drop(self, upload_id: UploadId, keys: Sequence[str]) -> None:
         """See `Storage.drop`. Raises ValueError: a key of another upload."""
@@ -169,6 +171,10 @@ class FilesystemStorage:
     def proxy_path(self, key: str) -> str | None:
         """See `Storage.proxy_path`."""
         return self._layout.file(key).relative_to(self._layout.root).as_posix()
+
+    async def signed_url(self, key: str, *, seconds: int, content_type: str, disposition: str) -> str | None:
+        """See `Storage.signed_url`. A directory has no URLs."""
+        return None
 
     @asynccontextmanager
     async def open_file(self, key: str) -> AsyncIterator[reading.DiskFile]:

@@ -11,7 +11,7 @@ from typing import Final
 from service.model import Part, UploadId
 from service.storage.base import Observer, Receipt, StorageError, StorageShort, StorageUnavailable
 from service.storage.filesystem.layout import Durability, Layout, lock, same_file, sync_directory, translated
-from service.storage.filesystem.threads import Threads
+from service.storage.threads import Threads
 
 # data and what is needed to find it again; macOS has fsync only
 _sync = getattr(os, "fdatasync", os.fsync)

@@ -13,7 +13,7 @@ import aiofiles.os
 from service.model import Part
 from service.storage.base import StorageShort
 from service.storage.filesystem.layout import Layout, translated
-from service.storage.filesystem.threads import Threads
+from service.storage.threads import Threads
 
 #: bytes of one piece
 PIECE = 1 << 20
