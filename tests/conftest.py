@@ -12,6 +12,10 @@ import pytest
 from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
+from tests.stores.servers import find_versitygw
+
+pytest_plugins = ["tests.stores.fixtures"]
+
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("quick", settings.get_profile("default"), max_examples=20)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
@@ -20,6 +24,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 COMPONENTS: Final[dict[str, Callable[[], bool]]] = {
     "node": lambda: shutil.which("node") is not None,
     "nginx": lambda: shutil.which("nginx") is not None,
+    "s3": lambda: find_versitygw() is not None,
 }
 
 
