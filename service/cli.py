@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "put": "service.commands.put:put",
     "get": "service.commands.get:get",
     "check-config": "service.commands.config:check_config",
+    "doctor": "service.commands.doctor:doctor",
     "migrate": "service.commands.serve:migrate",
 }
 #: these talk to any service, so the settings of this one do not matter

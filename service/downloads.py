@@ -54,6 +54,19 @@ class Downloads:
         """Where a proxy in front finds the file below the storage's root, None where it cannot."""
         return self._storage.proxy_path(file.key)
 
+    async def signed_url(self, file: File, *, seconds: int, content_type: str, disposition: str) -> str | None:
+        """A URL of the store's own from which anybody can fetch the file for so long; None where it has none.
+
+        Raises:
+            Refusal: `storage-unavailable`, worth a retry.
+        """
+        try:
+            return await self._storage.signed_url(
+                file.key, seconds=seconds, content_type=content_type, disposition=disposition
+            )
+        except StorageUnavailable as error:
+            raise _retry_later() from error
+
     async def find(self, file_id: FileId, *, wait_seconds: float = 0) -> File:
         """The file, ready to be read; waits for it at most `wait_seconds`, and never over 20.
 

@@ -34,7 +34,15 @@ _BEARER: Final = re.compile(r"(?i)\b(bearer)(\s+|%20)[^\s\"'<>,;]+")
 _JWT: Final = re.compile(rf"{_START}e[yw][A-Za-z0-9_-]{{6,}}\.[A-Za-z0-9_-]{{4,}}\.[A-Za-z0-9_-]*")
 _UPLOAD_ID: Final = re.compile(r"u_[a-z2-7]{26}")
 
-_QUIET: Final = {"aiohttp.access": logging.CRITICAL, "sqlalchemy": logging.WARNING, "alembic": logging.WARNING}
+_QUIET: Final = {
+    "aiohttp.access": logging.CRITICAL,
+    "alembic": logging.WARNING,
+    # they tell keys, hosts and signatures (lesson A6)
+    "boto3": logging.WARNING,
+    "botocore": logging.WARNING,
+    "sqlalchemy": logging.WARNING,
+    "urllib3": logging.WARNING,
+}
 
 
 def redact(text: str) -> str:

@@ -39,6 +39,7 @@ from service.setting_types import Address, hide_secrets
 from service.settings import Settings
 from service.settling import Settling
 from service.starting import Listener, naming, own
+from service.storage.base import Storage
 from service.storage.filesystem import FilesystemStorage
 from service.storage.wrappers import MeteredStorage
 from service.tasks import Tasks
@@ -67,6 +68,8 @@ _FORCED_SECONDS: Final = 2.0
 _ONE_SIGNAL_SECONDS: Final = 0.5
 #: free disk that is left to the database, so that a full disk can be recorded, and given back (lesson D5)
 _RESERVE_BYTES: Final = 16 * 2**20
+#: of the memory for bytes under way, what request bodies get where parts wait in memory as well
+_BODIES_SHARE: Final = 4
 
 
 @dataclass(slots=True)
@@ -130,10 +133,10 @@ async def running(settings: Settings, clock: Clock | None = None, *, alone: bool
             keys = await _keys(settings)
         with naming("ATTACHD_DATABASE", hide_secrets(settings.database_url)), _saying_that_it_waits(settings):
             metadata = await _metadata(settings, stack, alone=alone)
-        disk = FilesystemStorage(settings.data, durability=settings.durability, reserve_bytes=_RESERVE_BYTES)
-        storage = MeteredStorage(disk, metrics, clock)
+        pool, inner, buffered = _storage(settings, clock, metrics)
+        storage = MeteredStorage(inner, metrics, clock)
         stack.push_async_callback(storage.close)
-        with naming("ATTACHD_DATA"):
+        with naming("ATTACHD_S3_BUCKET" if settings.storage == "s3" else "ATTACHD_DATA"):
             await storage.open()
         policy = _policy(settings)
         changes = Changes()
@@ -176,7 +179,6 @@ async def running(settings: Settings, clock: Clock | None = None, *, alone: bool
             tasks=tasks,
         )
         downloads = Downloads(metadata, storage, clock, changes=changes, idle_seconds=settings.body_idle)
-        pool = BufferPool(settings.buffer_limit)
         metrics.buffer_limit(settings.buffer_limit)
         bodies = Bodies(
             pool, PaceRules(settings.body_idle, settings.body_min_rate), settings.max_transfers, clock, metrics
@@ -191,13 +193,14 @@ async def running(settings: Settings, clock: Clock | None = None, *, alone: bool
             metrics=metrics,
             clock=clock,
             accel_prefix=settings.accel_prefix if settings.download_mode == "accel" else None,
+            redirect=settings.download_mode == "redirect",
         )
         janitor = Janitor(metadata, settling, files, policy, clock, metrics)
         for work in (
             leases.run(),
             janitor.run(settings.sweep_interval),
             _watch_keys(keys),
-            _watch_loop(metrics, pool),
+            _watch_loop(metrics, buffered),
         ):
             task = asyncio.create_task(work)
             stack.push_async_callback(_ended, task)
@@ -276,6 +279,28 @@ def _policy(settings: Settings) -> Policy:
     )
 
 
+def _storage(settings: Settings, clock: Clock, metrics: Metrics) -> tuple[BufferPool, Storage, Callable[[], int]]:
+    """Where the bytes are kept; the memory for those that come in; and how much of `buffer_limit` is in use."""
+    if settings.s3_bucket is None:
+        pool = BufferPool(settings.buffer_limit)
+        disk = FilesystemStorage(settings.data, durability=settings.durability, reserve_bytes=_RESERVE_BYTES)
+        return pool, disk, lambda: pool.used_bytes
+    # boto3 is 20 MiB and a quarter of a second that a disk does not need
+    from service.storage.s3 import Memory, S3Storage, options_of  # noqa: PLC0415
+
+    pool = BufferPool(settings.buffer_limit // _BODIES_SHARE)
+    memory = Memory(settings.buffer_limit - pool.limit_bytes)
+    bucket = S3Storage(
+        options_of(settings),
+        clock,
+        memory,
+        most_bytes=settings.max_size,
+        part_bytes=settings.s3_part_size,
+        watch=partial(metrics.storage_request, S3Storage.name),
+    )
+    return pool, bucket, lambda: pool.used_bytes + memory.used
+
+
 def _gate(settings: Settings, keys: KeyFile, clock: Clock, metrics: Metrics) -> Gate:
     return Gate(
         keys.keys,
@@ -341,13 +366,13 @@ async def _watch_keys(keys: KeyFile) -> None:
         await asyncio.to_thread(keys.current)
 
 
-async def _watch_loop(metrics: Metrics, pool: BufferPool) -> None:
+async def _watch_loop(metrics: Metrics, buffered: Callable[[], int]) -> None:
     loop = asyncio.get_running_loop()
     while True:
         due = loop.time() + _LAG_LOOK_SECONDS
         await asyncio.sleep(_LAG_LOOK_SECONDS)
         metrics.event_loop_lag(loop.time() - due)
-        metrics.buffers(pool.used_bytes)
+        metrics.buffers(buffered())
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

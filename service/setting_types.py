@@ -22,12 +22,13 @@ from service.units import format_duration, parse_duration, parse_rate, parse_siz
 KIB: Final = 2**10
 MIB: Final = 2**20
 GIB: Final = 2**30
+TIB: Final = 2**40
 
 MINUTE: Final = 60.0
 HOUR: Final = 60 * MINUTE
 DAY: Final = 24 * HOUR
 
-_SIZE_UNITS: Final = ((2**40, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
+_SIZE_UNITS: Final = ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - known as such, not listened on
 _PASSWORD: Final = re.compile(r"(://[^/@\s:]*:)[^/@\s]+@")
@@ -110,7 +111,7 @@ def _text(value: object, right: str) -> str:
     return value
 
 
-def _written_size(size: int) -> str:
+def written_size(size: int) -> str:
     """The size in the largest unit that divides it."""
     return next((f"{size // unit}{name}" for unit, name in _SIZE_UNITS if size and size % unit == 0), str(size))
 
@@ -121,16 +122,14 @@ def _written_duration(seconds: float) -> str:
 
 def size(low: int, high: int) -> _Kind:
     """A number of bytes, `8MiB` or `8388608`."""
-    right = f"a size from {_written_size(low)} to {_written_size(high)}, such as 64MiB"
-    return _Kind(lambda value: _number(value, parse_size, low, high, right), _written_size)
+    right = f"a size from {written_size(low)} to {written_size(high)}, such as 64MiB"
+    return _Kind(lambda value: _number(value, parse_size, low, high, right), written_size)
 
 
 def rate(low: int, high: int) -> _Kind:
     """A number of bytes per second, `1KiB/s`."""
-    right = f"a rate from {_written_size(low)}/s to {_written_size(high)}/s, such as 1KiB/s"
-    return _Kind(
-        lambda value: _number(value, parse_rate, low, high, right), lambda number: _written_size(number) + "/s"
-    )
+    right = f"a rate from {written_size(low)}/s to {written_size(high)}/s, such as 1KiB/s"
+    return _Kind(lambda value: _number(value, parse_rate, low, high, right), lambda number: written_size(number) + "/s")
 
 
 def duration(low: float, high: float) -> _Kind:
@@ -196,6 +195,86 @@ def _read_base_url(value: object) -> str | None:
     if not whole or "@" in parts.netloc or re.search(r"[?#\\\s]|[^\x21-\x7e]", text):
         raise ValueError(right)
     return text.rstrip("/")
+
+
+def endpoint() -> _Kind:
+    """The URL of a service's root, held without a slash at the end; empty is None."""
+    return _Kind(_read_endpoint, lambda url: url or "")
+
+
+def _read_endpoint(value: object) -> str | None:
+    right = "http:// or https:// and a host, such as https://s3.example.com:9000; no path, no query, no user"
+    try:
+        url = _read_base_url(value)
+    except ValueError:
+        raise ValueError(right) from None
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    if parts.path:
+        raise ValueError(right)
+    # as signers and clients compare it
+    return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
+def bucket() -> _Kind:
+    """The name of an S3 bucket; empty is None."""
+    return _Kind(_read_bucket, lambda name: name or "")
+
+
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
+_BUCKET: Final = re.compile(r"[a-z0-9](?!.*\.\.)[a-z0-9.-]{1,61}[a-z0-9]")
+
+
+def _read_bucket(value: object) -> str | None:
+    right = (
+        "the bucket's name alone (no s3://, no path: that is s3_prefix), 3 to 63 of a-z, 0-9, dots and hyphens, "
+        "with a letter or digit at both ends, and no IP address"
+    )
+    text = _text(value, right)
+    if not text:
+        return None
+    if not _BUCKET.fullmatch(text) or re.fullmatch(r"[0-9]+(?:\.[0-9]+){3}", text):
+        raise ValueError(right)
+    return text
+
+
+def region() -> _Kind:
+    """A region as S3 signatures name it; empty is None."""
+    return _Kind(_read_region, lambda name: name or "")
+
+
+def _read_region(value: object) -> str | None:
+    right = "the name of a region: letters, digits and hyphens, such as eu-central-1"
+    text = _text(value, right)
+    if not text:
+        return None
+    # it becomes part of a host name
+    if not re.fullmatch(r"(?![0-9]+$)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?", text):
+        raise ValueError(right)
+    return text
+
+
+def key_prefix() -> _Kind:
+    """What S3 keys begin with: empty, or ending with a slash, which is added."""
+    return _Kind(_read_key_prefix, str)
+
+
+_MOST_PREFIX: Final = 256
+# segment = 1*( ALPHA / DIGIT / "!" / "-" / "_" / "." / "*" / "'" / "(" / ")" ), what S3 calls safe in a key
+_KEY_PREFIX: Final = re.compile(r"(?:(?!\.{1,2}/)[A-Za-z0-9!_.*'()-]+/)*")
+
+
+def _read_key_prefix(value: object) -> str:
+    right = (
+        "folders such as attachd/ or chat/files/: letters, digits and !-_.*'() between single slashes, none in front, "
+        f"no . or .. alone, {_MOST_PREFIX} characters at most"
+    )
+    text = _text(value, right)
+    prefix = text + "/" if text and not text.endswith("/") else text
+    if len(prefix) > _MOST_PREFIX or not _KEY_PREFIX.fullmatch(prefix):
+        raise ValueError(right)
+    return prefix
 
 
 def networks() -> _Kind:

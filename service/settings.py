@@ -23,17 +23,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from service import setting_types as kinds
-from service.setting_types import DAY, GIB, HOUR, KIB, MIB, Address, TcpAddress, UnixAddress, hide_secrets
+from service.setting_types import DAY, GIB, HOUR, KIB, MIB, TIB, Address, TcpAddress, UnixAddress, hide_secrets
+from service.storage import parts
 
 __all__ = ["Address", "Described", "Settings", "SettingsError", "TcpAddress", "UnixAddress", "describe", "load"]
 
 PREFIX: Final = "ATTACHD_"
 #: names with the prefix that are no settings: where the file is, and what the tests read
-RESERVED: Final = frozenset({"ATTACHD_CONFIG", "ATTACHD_TEST_REQUIRE"})
+RESERVED: Final = frozenset({"ATTACHD_CONFIG", "ATTACHD_TEST_REQUIRE", "ATTACHD_TEST_VERSITYGW"})
 
 #: JavaScript clients count exactly up to here
 _MOST_BYTES: Final = 2**53
 _LEAST_BUFFERS: Final = 2 * MIB
+
+#: the largest object that S3 stores promise to take
+_S3_MOST_SIZE: Final = 5 * TIB
+#: what is read back into memory when an upload goes on in the middle of a block
+_S3_MOST_BLOCK: Final = 64 * MIB
+#: of the buffers a quarter is for request bodies; four parts of one upload fit in the rest, and others' too (lesson D2)
+_S3_BUFFERED_PARTS: Final = 8
 
 #: Kubernetes gives every pod variables about a Service called `attachd`, `attachd-ops`, ...
 _SERVICE_LINK: Final = re.compile(
@@ -75,7 +83,32 @@ class Settings(BaseModel):
     keys: Annotated[Path | None, kinds.optional_path()] = Field(
         default=None, description="The key set, a JWK Set file. Unset: keys.json in the data directory."
     )
-    storage: Literal["filesystem"] = Field(default="filesystem", description="Where the bytes are kept.")
+    storage: Literal["filesystem", "s3"] = Field(
+        default="filesystem", description="Where the bytes are kept: in the data directory, or in a bucket."
+    )
+    s3_bucket: Annotated[str | None, kinds.bucket()] = Field(
+        default=None, description="The bucket, with storage s3. Credentials come from the usual AWS chain."
+    )
+    s3_endpoint: Annotated[str | None, kinds.endpoint()] = Field(
+        default=None, description="URL of an S3-compatible store. Unset: AWS's own for the region."
+    )
+    s3_public_endpoint: Annotated[str | None, kinds.endpoint()] = Field(
+        default=None,
+        description="What presigned URLs begin with, where clients reach the store elsewhere. Unset: s3_endpoint.",
+    )
+    s3_region: Annotated[str | None, kinds.region()] = Field(
+        default=None, description="The bucket's region. Unset: as the AWS configuration says, else us-east-1."
+    )
+    s3_prefix: Annotated[str, kinds.key_prefix()] = Field(
+        default="", description="What the keys of all objects begin with, where the bucket is shared."
+    )
+    s3_addressing: Literal["auto", "path", "virtual"] = Field(
+        default="auto", description="Whether the bucket is in the path of a URL or in its host name."
+    )
+    s3_part_size: Annotated[int, kinds.size(parts.LEAST_PART_BYTES, parts.MOST_PART_BYTES)] = Field(
+        default=8 * MIB,
+        description="Least bytes of a part; made larger to whole blocks, and so that 10,000 are enough for max_size.",
+    )
     database: Annotated[str | None, kinds.database_url()] = Field(
         default=None, description="Where the state is kept, sqlite:///PATH. Unset: attachd.db in the data directory."
     )
@@ -116,8 +149,10 @@ class Settings(BaseModel):
     cors_origins: Annotated[tuple[str, ...], kinds.origins()] = Field(
         default=("*",), description="Origins whose pages may use the service, comma separated and exact, or *."
     )
-    download_mode: Literal["proxy", "accel"] = Field(
-        default="proxy", description="proxy: attachd sends the bytes; accel: nginx does, told by X-Accel-Redirect."
+    download_mode: Literal["proxy", "redirect", "accel"] = Field(
+        default="proxy",
+        description="proxy: attachd sends the bytes; redirect: the S3 store does, by presigned URLs; "
+        "accel: nginx does, told by X-Accel-Redirect.",
     )
     accel_prefix: Annotated[str, kinds.path_prefix()] = Field(
         default="/_attachd/", description="The internal nginx location for download_mode accel."
@@ -148,6 +183,43 @@ class Settings(BaseModel):
         if kinds.overlap(self.listen, self.ops_listen):
             raise _contradiction("ops_listen", "another address or port than listen")
         return self
+
+    @model_validator(mode="after")
+    def _storage_contradictions(self) -> Self:
+        if self.storage == "s3":
+            self._check_s3()
+            return self
+        for name, field in type(self).model_fields.items():
+            if name.startswith("s3_") and getattr(self, name) != field.default:
+                raise _contradiction(name, "left out, or set storage to s3: it means nothing without")
+        if self.download_mode == "redirect":
+            raise _contradiction("download_mode", "proxy or accel: redirect needs storage s3")
+        return self
+
+    def _check_s3(self) -> None:
+        if self.s3_bucket is None:
+            raise _contradiction("s3_bucket", "the name of a bucket, with storage s3")
+        if self.download_mode == "accel":
+            raise _contradiction("download_mode", "proxy or redirect with storage s3: nginx has no files to send")
+        if self.max_size > _S3_MOST_SIZE:
+            raise _contradiction("max_size", "at most 5TiB with storage s3, the most an object can have")
+        if self.block_size > _S3_MOST_BLOCK:
+            raise _contradiction("block_size", "at most 64MiB with storage s3: blocks are read back into memory")
+        part = self.s3_planned_part
+        if part > parts.MOST_PART_BYTES:
+            raise _contradiction("s3_part_size", "at most 5GiB when made larger to whole blocks of block_size")
+        if self.buffer_limit < _S3_BUFFERED_PARTS * part:
+            least, each = kinds.written_size(_S3_BUFFERED_PARTS * part), kinds.written_size(part)
+            raise _contradiction(
+                "buffer_limit",
+                f"at least {least} with storage s3, {_S3_BUFFERED_PARTS} parts of {each}; "
+                "or lower s3_part_size, block_size or max_size",
+            )
+
+    @property
+    def s3_planned_part(self) -> int:
+        """Bytes of a part of the largest upload that is allowed."""
+        return parts.part_size(self.max_size, wanted=self.s3_part_size, align=self.block_size)
 
     @property
     def base_url(self) -> str:
@@ -270,4 +342,4 @@ def _line(fault: Mapping[str, Any], values: Mapping[str, Any], config_name: str 
     right = str(cause) if isinstance(cause, ValueError) else str(fault["msg"]).removeprefix("Input should be ")
     value = values.get(field, _texts(Settings())[field])
     where = f" (in {config_name})" if config_name else ""
-    return f"{env_name(field)}{where}: {hide_secrets(str(value))}: must be {right}"
+    return f"{env_name(field)}{where}: {hide_secrets(str(value)) or 'not set'}: must be {right}"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from service import logs
+from service.allocator import suit_large_buffers
 from service.commands import keep_private
 from service.keyfile import KeyFile
 from service.links import mint_upload, upload_url
@@ -38,6 +39,7 @@ def serve(context: click.Context, *, print_link: bool) -> None:
     settings: Settings = context.obj
     keep_private(context)
     logs.configure(settings.log_format, settings.log_level)
+    suit_large_buffers()
 
     def ready(service: Service) -> None:
         if print_link:

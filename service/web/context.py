@@ -34,6 +34,8 @@ class Context:
     clock: Clock
     #: `X-Accel-Redirect` prefix, or None to send files ourselves
     accel_prefix: str | None = None
+    #: whether clients are sent to the store for the bytes
+    redirect: bool = False
     waiting: Waiting = field(default_factory=Waiting)
 
 

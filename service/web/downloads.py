@@ -30,6 +30,13 @@ _GUARDS: Final = {
     "Cross-Origin-Resource-Policy": "cross-origin",
 }
 
+#: how long a presigned URL is good for: enough to begin, as a transfer under way is not cut off
+_REDIRECT_SECONDS: Final = 300
+#: a redirect that was kept is not followed so late that its URL ends on the way
+_REDIRECT_MARGIN_SECONDS: Final = 30
+#: a question about our validators, which the store cannot answer: it has its own
+_PRECONDITIONS: Final = tuple(name for name in ranges.CONDITIONAL_FIELDS if name != "Range")
+
 
 async def download(request: web.Request) -> web.StreamResponse:
     """`GET`, `HEAD /d/f_…` and `/d/f_…/NAME`. The NAME is for people; the link or the file says how it is called."""
@@ -40,16 +47,8 @@ async def download(request: web.Request) -> web.StreamResponse:
     if plan.status == 304:
         return web.Response(status=304, headers=headers)
     headers |= _entity_headers(link, file)
-    path = context.downloads.proxy_path(file) if context.accel_prefix is not None else None
-    if path is not None:
-        return web.Response(headers=headers | {"X-Accel-Redirect": f"{context.accel_prefix}{quote(path)}"})
-    if plan.content_range is not None:
-        headers["Content-Range"] = plan.content_range
-    response = web.StreamResponse(status=plan.status, headers=headers | {"Content-Length": str(plan.length)})
-    if request.method == "GET" and plan.length:
-        with context.bodies.sending():
-            await _transfer(request, response, context, file, plan)
-    return response
+    elsewhere = await _elsewhere(request, context, link, file, headers)
+    return await _sent(request, context, file, plan, headers) if elsewhere is None else elsewhere
 
 
 async def manifest(request: web.Request) -> web.Response:
@@ -60,6 +59,31 @@ async def manifest(request: web.Request) -> web.Response:
     # the ETag names the file's bytes, not those of this answer
     del headers["ETag"], headers["Accept-Ranges"]
     return web.json_response(await context.downloads.manifest(file), headers=headers)
+
+
+async def _elsewhere(
+    request: web.Request, context: Context, link: VerifiedDownload, file: File, headers: dict[str, str]
+) -> web.Response | None:
+    """The answer that leaves the bytes to somebody else; None: they are ours to send."""
+    path = context.downloads.proxy_path(file) if context.accel_prefix is not None else None
+    if path is not None:
+        return web.Response(headers=headers | {"X-Accel-Redirect": f"{context.accel_prefix}{quote(path)}"})
+    if not context.redirect or request.method != "GET" or any(name in request.headers for name in _PRECONDITIONS):
+        return None
+    seconds = min(_REDIRECT_SECONDS, int(_ends_at(link, file) - context.clock.now()))
+    if seconds < 1:
+        # within the leeway of the link
+        return None
+    url = await context.downloads.signed_url(
+        file, seconds=seconds, content_type=headers["Content-Type"], disposition=headers["Content-Disposition"]
+    )
+    return None if url is None else _redirect(url, seconds)
+
+
+def _redirect(url: str, seconds: int) -> web.Response:
+    """307 to the URL, which is good for so long. Nothing is said of the file: the store's answer has its own ETag."""
+    kept = max(0, seconds - _REDIRECT_MARGIN_SECONDS)
+    return web.Response(status=307, headers=_GUARDS | {"Location": url, "Cache-Control": f"private, max-age={kept}"})
 
 
 async def _found(request: web.Request, context: Context) -> tuple[VerifiedDownload, File]:
@@ -97,14 +121,18 @@ def _plan(request: web.Request, file: File, headers: dict[str, str]) -> ranges.R
 
 def _headers(link: VerifiedDownload, file: File, *, now: float) -> dict[str, str]:
     """The headers of every answer about the file, 304 included (RFC 9110 15.4.5)."""
-    ends_at = link.expires_at if file.expires_at is None else min(link.expires_at, file.expires_at)
     return {
         "ETag": ranges.etag(file.manifest),
         "Last-Modified": ranges.http_date(file.created_at),
-        "Cache-Control": f"private, max-age={max(0, int(ends_at - now))}, immutable",
+        "Cache-Control": f"private, max-age={max(0, int(_ends_at(link, file) - now))}, immutable",
         "Accept-Ranges": "bytes",
         **_GUARDS,
     }
+
+
+def _ends_at(link: VerifiedDownload, file: File) -> float:
+    """Until when the file can be had with the link, seconds since 1970."""
+    return link.expires_at if file.expires_at is None else min(link.expires_at, file.expires_at)
 
 
 def _entity_headers(link: VerifiedDownload, file: File) -> dict[str, str]:
@@ -114,6 +142,19 @@ def _entity_headers(link: VerifiedDownload, file: File) -> dict[str, str]:
         "Content-Type": ranges.content_type(file.sniffed_type, file.media_type),
         "Content-Disposition": ranges.content_disposition(link.filename or file.filename, inline=inline),
     }
+
+
+async def _sent(
+    request: web.Request, context: Context, file: File, plan: ranges.ReadPlan, headers: dict[str, str]
+) -> web.StreamResponse:
+    """The answer with the planned bytes, or for HEAD the head of it."""
+    if plan.content_range is not None:
+        headers["Content-Range"] = plan.content_range
+    response = web.StreamResponse(status=plan.status, headers=headers | {"Content-Length": str(plan.length)})
+    if request.method == "GET" and plan.length:
+        with context.bodies.sending():
+            await _transfer(request, response, context, file, plan)
+    return response
 
 
 async def _transfer(

@@ -56,7 +56,10 @@ def test_good_values_are_read(name, text, value):
     assert getattr(load({f"ATTACHD_{name.upper()}": text}), name) == value
 
 
-#: lesson K4: thirty settings that cannot work: environment, file, setting named, words that say what would be right
+#: what S3 needs to be set
+S3 = {"ATTACHD_STORAGE": "s3", "ATTACHD_S3_BUCKET": "chat-files"}
+
+#: lesson K4: settings that cannot work: environment, file, setting named, words that say what would be right
 BAD = [
     ({"ATTACHD_LISTEN": ":8080"}, None, "ATTACHD_LISTEN", "0.0.0.0:8080"),
     ({"ATTACHD_LISTEN": "8080"}, None, "ATTACHD_LISTEN", "HOST:PORT"),
@@ -88,6 +91,42 @@ BAD = [
     ({"ATTACHD_CORS_ORIGINS": "https://*.example.com"}, None, "ATTACHD_CORS_ORIGINS", "no pattern"),
     ({"ATTACHD_CORS_ORIGINS": "*,https://a.example"}, None, "ATTACHD_CORS_ORIGINS", "* alone"),
     ({"ATTACHD_ACCEL_PREFIX": "attachd"}, None, "ATTACHD_ACCEL_PREFIX", "/_attachd/"),
+    ({"ATTACHD_STORAGE": "s3"}, None, "ATTACHD_S3_BUCKET: not set", "the name of a bucket"),
+    (S3 | {"ATTACHD_S3_BUCKET": "s3://chat"}, None, "ATTACHD_S3_BUCKET", "no s3://"),
+    (S3 | {"ATTACHD_S3_BUCKET": "Chat_Files"}, None, "ATTACHD_S3_BUCKET", "a-z, 0-9"),
+    (S3 | {"ATTACHD_S3_BUCKET": "chat..files"}, None, "ATTACHD_S3_BUCKET", "a-z, 0-9"),
+    (S3 | {"ATTACHD_S3_BUCKET": "192.0.2.1"}, None, "ATTACHD_S3_BUCKET", "no IP address"),
+    (S3 | {"ATTACHD_S3_BUCKET": "ab"}, None, "ATTACHD_S3_BUCKET", "3 to 63"),
+    (S3 | {"ATTACHD_S3_ENDPOINT": "minio:9000"}, None, "ATTACHD_S3_ENDPOINT", "http://"),
+    (S3 | {"ATTACHD_S3_ENDPOINT": "http://minio:9000/chat"}, None, "ATTACHD_S3_ENDPOINT", "no path"),
+    (S3 | {"ATTACHD_S3_ENDPOINT": "http://minio:9000?a"}, None, "ATTACHD_S3_ENDPOINT", "no query"),
+    (S3 | {"ATTACHD_S3_PUBLIC_ENDPOINT": "https://a@s3.example.com"}, None, "ATTACHD_S3_PUBLIC_ENDPOINT", "no user"),
+    (S3 | {"ATTACHD_S3_REGION": "eu central"}, None, "ATTACHD_S3_REGION", "eu-central-1"),
+    (S3 | {"ATTACHD_S3_REGION": "eu.evil.example"}, None, "ATTACHD_S3_REGION", "hyphens"),
+    (S3 | {"ATTACHD_S3_PREFIX": "/chat"}, None, "ATTACHD_S3_PREFIX", "none in front"),
+    (S3 | {"ATTACHD_S3_PREFIX": "chat//files/"}, None, "ATTACHD_S3_PREFIX", "single slashes"),
+    (S3 | {"ATTACHD_S3_PREFIX": "chat/../"}, None, "ATTACHD_S3_PREFIX", "no . or .. alone"),
+    (S3 | {"ATTACHD_S3_PREFIX": "ch\u00e4t/"}, None, "ATTACHD_S3_PREFIX", "letters, digits"),
+    (S3 | {"ATTACHD_S3_PREFIX": "a" * 256}, None, "ATTACHD_S3_PREFIX", "256 characters"),
+    (S3 | {"ATTACHD_S3_ADDRESSING": "dns"}, None, "ATTACHD_S3_ADDRESSING", "'virtual'"),
+    (S3 | {"ATTACHD_S3_PART_SIZE": "4MiB"}, None, "ATTACHD_S3_PART_SIZE", "from 5MiB to 5GiB"),
+    (
+        S3 | {"ATTACHD_S3_PART_SIZE": "5GiB", "ATTACHD_BLOCK_SIZE": "48MiB"},
+        None,
+        "ATTACHD_S3_PART_SIZE",
+        "whole blocks",
+    ),
+    ({"ATTACHD_S3_BUCKET": "chat"}, None, "ATTACHD_S3_BUCKET", "storage to s3"),
+    ({"ATTACHD_S3_PART_SIZE": "16MiB"}, None, "ATTACHD_S3_PART_SIZE", "storage to s3"),
+    ({"ATTACHD_DOWNLOAD_MODE": "redirect"}, None, "ATTACHD_DOWNLOAD_MODE", "needs storage s3"),
+    (S3 | {"ATTACHD_DOWNLOAD_MODE": "accel"}, None, "ATTACHD_DOWNLOAD_MODE", "proxy or redirect"),
+    (S3 | {"ATTACHD_BLOCK_SIZE": "128MiB"}, None, "ATTACHD_BLOCK_SIZE", "at most 64MiB"),
+    (S3 | {"ATTACHD_MAX_SIZE": "6TiB"}, None, "ATTACHD_MAX_SIZE", "at most 5TiB"),
+    (S3 | {"ATTACHD_BUFFER_LIMIT": "63MiB"}, None, "ATTACHD_BUFFER_LIMIT", "at least 64MiB"),
+    (S3 | {"ATTACHD_S3_PART_SIZE": "64MiB"}, None, "ATTACHD_BUFFER_LIMIT: 256MiB", "at least 512MiB"),
+    (S3 | {"ATTACHD_BLOCK_SIZE": "33MiB"}, None, "ATTACHD_BUFFER_LIMIT: 256MiB", "at least 264MiB"),
+    (S3 | {"ATTACHD_MAX_SIZE": "5TiB"}, None, "ATTACHD_BUFFER_LIMIT: 256MiB", "lower s3_part_size, block_size or max"),
+    ({}, "storage = 's3'\ns3_bucket = 7", "ATTACHD_S3_BUCKET (in a.toml)", "3 to 63"),
     ({"ATTACHD_LOG_LEVEL": "loud"}, None, "ATTACHD_LOG_LEVEL", "'warning'"),
     ({"ATTACHD_MAXSIZE": "1GiB"}, None, "ATTACHD_MAXSIZE", "ATTACHD_MAX_SIZE"),
     ({"attachd_x": "", "ATTACHD_max_size": "1GiB"}, None, "ATTACHD_max_size", "ATTACHD_MAX_SIZE"),
@@ -109,6 +148,50 @@ def test_k4_a_setting_that_cannot_work_stops_the_start(env, toml, named, right):
     assert right in line
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("s3_bucket", "a.b-c0", "a.b-c0"),
+        ("s3_endpoint", "HTTP://MinIO:9000/", "http://minio:9000"),
+        ("s3_endpoint", "", None),
+        ("s3_public_endpoint", "https://[2001:db8::1]:9000", "https://[2001:db8::1]:9000"),
+        ("s3_region", "auto", "auto"),
+        ("s3_region", "RegionOne", "RegionOne"),
+        ("s3_prefix", "", ""),
+        ("s3_prefix", "chat/files", "chat/files/"),
+        ("s3_prefix", "a..b/.c/", "a..b/.c/"),
+        ("s3_addressing", "path", "path"),
+        ("download_mode", "redirect", "redirect"),
+        ("buffer_limit", "64MiB", 64 * 2**20),
+    ],
+)
+def test_good_values_for_s3_are_read(name, text, value):
+    """The text of the environment becomes the value meant, and the defaults around it do with a bucket alone."""
+    assert getattr(load(S3 | {f"ATTACHD_{name.upper()}": text}), name) == value
+
+
+@pytest.mark.parametrize("name", [name for name in Settings.model_fields if name.startswith("s3_")])
+def test_an_s3_setting_at_its_default_is_no_contradiction(name):
+    """What check-config prints for the disk can be set for the disk."""
+    (row,) = [row for row in describe(load({})) if row.name == f"ATTACHD_{name.upper()}"]
+    assert load({row.name: row.value}) == load({})
+
+
+@pytest.mark.parametrize(
+    ("part", "block", "most", "planned"),
+    [
+        ("8MiB", "8MiB", "4GiB", 8 * 2**20),
+        ("5MiB", "3MiB", "4GiB", 6 * 2**20),
+        ("8MiB", "5MiB", "4GiB", 10 * 2**20),
+        ("5MiB", "1MiB", "60000MiB", 6 * 2**20),
+    ],
+)
+def test_parts_are_whole_blocks_and_ten_thousand_at_most(part, block, most, planned):
+    """The part that memory is reckoned with is a multiple of the block, and large enough for max_size."""
+    env = S3 | {"ATTACHD_S3_PART_SIZE": part, "ATTACHD_BLOCK_SIZE": block, "ATTACHD_MAX_SIZE": most}
+    assert load(env).s3_planned_part == planned
+
+
 def test_every_wrong_setting_is_named_at_once():
     """Three wrong settings give three lines, so that nobody starts the service four times."""
     with pytest.raises(SettingsError) as caught:
@@ -116,7 +199,7 @@ def test_every_wrong_setting_is_named_at_once():
     assert len(caught.value.problems) == 3
 
 
-@pytest.mark.parametrize("name", ["DATABASE", "PUBLIC_URL"])
+@pytest.mark.parametrize("name", ["DATABASE", "PUBLIC_URL", "S3_ENDPOINT"])
 def test_a_password_is_not_in_the_refusal(name):
     """A refused URL is quoted without the password in it."""
     with pytest.raises(SettingsError) as caught:
@@ -160,6 +243,14 @@ def test_links_begin_with_an_address_that_can_be_reached(env, url):
 def test_what_is_described_can_be_set():
     """Every value that `describe` shows, put into the environment, gives the same settings."""
     settings = load({"ATTACHD_BLOCK_SIZE": "3MiB", "ATTACHD_TRUSTED_PROXIES": "10.0.0.0/8,fd00::/8"})
+    shown = load({row.name: row.value for row in describe(settings)})
+    assert shown.model_copy(update={"keys": None, "database": None}) == settings
+
+
+def test_what_is_described_of_s3_can_be_set():
+    """So it is with a bucket, an endpoint and a prefix."""
+    more = {"ATTACHD_S3_ENDPOINT": "http://minio:9000", "ATTACHD_S3_PREFIX": "chat/", "ATTACHD_S3_PART_SIZE": "16MiB"}
+    settings = load(S3 | more | {"ATTACHD_DOWNLOAD_MODE": "redirect"})
     shown = load({row.name: row.value for row in describe(settings)})
     assert shown.model_copy(update={"keys": None, "database": None}) == settings
 

@@ -1,0 +1,170 @@
+"""`attachd doctor`: whether what the settings name can be used, one line for each thing that was tried.
+
+It takes no lock and changes no state, so it may be run while the service does. What it writes to
+find out, it removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from service.commands import keep_private
+from service.keyfile import KeyFile
+from service.keyset import KeySetError, KeyState
+from service.metadata.engine import parse_url
+from service.metadata.schema import REVISION
+from service.settings import Settings
+from service.starting import words
+from service.storage.s3.client import options_of
+from service.storage.s3.doctor import Check, examine
+from service.units import format_size
+
+_NAME_WIDTH: Final = max(map(len, ("data directory", "list-multiparts")))
+_SECONDS_OF_DATABASE: Final = 5.0
+#: this version was not there before 2026
+_EARLIEST: Final = 1_767_225_600.0
+_LATEST: Final = 4_102_444_800.0
+#: file systems may be of other machines, with clocks of their own
+_BEHIND_SECONDS: Final = 60.0
+_WORDS: Final[dict[bool | None, tuple[str, str]]] = {
+    True: ("ok", "green"),
+    False: ("FAILED", "bold red"),
+    None: ("skipped", "dim"),
+}
+
+
+@click.command()
+@click.pass_context
+def doctor(context: click.Context) -> None:
+    """Try what the settings name: keys, database, disk, clock, and with S3 every kind of call.
+
+    Exits with 1 if anything failed.
+    """
+    settings: Settings = context.obj
+    keep_private(context)
+    console = Console(highlight=False)
+    failed = False
+    with contextlib.closing(_checks(settings)) as checks:
+        for check in checks:
+            _print(console, check)
+            failed |= check.ok is False
+    context.exit(1 if failed else 0)
+
+
+def _print(console: Console, check: Check) -> None:
+    word, style = _WORDS[check.ok]
+    advice = f" -> {check.advice}" if check.advice else ""
+    if console.is_terminal:
+        line = Text.assemble(f"{check.name:<{_NAME_WIDTH}}  ", (f"{word:<7}", style), f"  {check.found}{advice}")
+        console.print(line, soft_wrap=True)
+    else:
+        click.echo(f"{check.name:<{_NAME_WIDTH}}  {word:<7}  {check.found}{advice}")
+
+
+def _checks(settings: Settings) -> Generator[Check]:
+    # wrong ones have stopped the command before this
+    yield Check("settings", True, f"storage {settings.storage}, downloads by {settings.download_mode}")
+    local: tuple[tuple[str, Callable[[Settings], Check], str], ...] = (
+        ("keys", _keys, "correct ATTACHD_KEYS"),
+        ("database", _database, "correct ATTACHD_DATABASE"),
+        ("data directory", _directory, "correct ATTACHD_DATA, or let the user of the service write there"),
+        ("machine clock", _clock, ""),
+    )
+    for name, check, advice in local:
+        try:
+            yield check(settings)
+        except (OSError, sqlite3.Error, KeySetError) as error:
+            yield Check(name, False, " ".join(words(error).split()), advice)
+    if settings.storage == "s3":
+        yield from examine(
+            options_of(settings), upload_life=settings.upload_life, redirect=settings.download_mode == "redirect"
+        )
+
+
+def _keys(settings: Settings) -> Check:
+    path = settings.keys_path
+    if settings.keys is None and not path.exists():
+        return Check("keys", None, f"no key set at {path} yet; the first start makes one")
+    held = KeyFile(path)
+    keys = [key for key in held.current().keys if key.state is not KeyState.REVOKED]
+    if not keys:
+        return Check("keys", False, f"no key in {path} verifies any more", "make one with `attachd keys new`")
+    found = f"{len(keys)} in force, in {path}"
+    if held.exposed():
+        return Check("keys", False, f"{found}, which everybody can read", f"chmod 600 {path}")
+    return Check("keys", True, found)
+
+
+def _database(settings: Settings) -> Check:
+    path = Path(str(parse_url(settings.database_url).database))
+    if not path.exists():
+        if settings.database is None:
+            return Check("database", None, f"no {path} yet; the first start makes it")
+        return Check("database", False, f"there is no {path}", "run `attachd migrate`, or correct ATTACHD_DATABASE")
+    schema = _schema(path)
+    if schema is None or schema < REVISION:
+        found = f"{path} has schema {schema or 'none'}, this version needs {REVISION}"
+        if settings.database is None:
+            return Check("database", True, found, "the next start brings it up to date")
+        return Check("database", False, found, "run `attachd migrate`")
+    if schema > REVISION:
+        found = f"{path} has schema {schema} of a newer version, this one knows {REVISION}"
+        return Check("database", False, found, "run that newer version")
+    if not os.access(path, os.R_OK | os.W_OK) or not os.access(path.parent, os.R_OK | os.W_OK | os.X_OK):
+        advice = "let the user of the service write to it and to its directory"
+        return Check("database", False, f"{path} cannot be written", advice)
+    return Check("database", True, f"{path}, schema {schema}")
+
+
+def _schema(path: Path) -> str | None:
+    """The revision in an SQLite file, which is not changed. Raises sqlite3.Error."""
+    # without a log nobody has it open, and reading it as a mere file leaves no log behind
+    how = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
+    address = f"file:{quote(str(path.absolute()))}?{how}"
+    with contextlib.closing(sqlite3.connect(address, uri=True, timeout=_SECONDS_OF_DATABASE)) as database:
+        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone():
+            return None
+        row = database.execute("SELECT version_num FROM alembic_version").fetchone()
+    return None if row is None else str(row[0])
+
+
+def _directory(settings: Settings) -> Check:
+    directory = settings.data.absolute()
+    # the first start makes what is missing
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    with tempfile.NamedTemporaryFile(dir=there, prefix=".doctor-") as file:
+        file.write(b"attachd doctor")
+        file.flush()
+        os.fsync(file.fileno())
+        usage = os.statvfs(file.name)
+    free = format_size(usage.f_bavail * usage.f_frsize)
+    state = "can be written" if there == directory else f"can be made in {there}"
+    return Check("data directory", True, f"{directory} {state}, {free} free")
+
+
+def _clock(settings: Settings) -> Check:
+    """Against the dates of what attachd wrote: links end, and uploads expire, by this clock."""
+    now = time.time()
+    shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    advice = "set it by NTP"
+    if not _EARLIEST <= now < _LATEST:
+        return Check("machine clock", False, f"{shown} cannot be", advice)
+    for path in (Path(str(parse_url(settings.database_url).database)), settings.keys_path):
+        with contextlib.suppress(FileNotFoundError):
+            behind = path.stat().st_mtime - now
+            if behind > _BEHIND_SECONDS:
+                found = f"{shown} is {behind:.0f} s before the last change of {path}"
+                return Check("machine clock", False, found, advice)
+    return Check("machine clock", True, shown)
