@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import boto3.session
 import botocore.session
@@ -29,16 +28,16 @@ PART = 5 * MIB
 PREFIX = "some/where/"
 
 
-@functools.cache
-def _core(access_key: str) -> Any:
-    return botocore.session.Session()
+_LOADER: Final = botocore.session.Session().get_component("data_loader")
 
 
 class _Session(boto3.session.Session):
-    """Shares the models of the API with others of the same keys: reading them takes longer than most tests."""
+    """Shares the models of the API with all others: reading them takes longer than most tests."""
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(botocore_session=_core(os.environ["AWS_ACCESS_KEY_ID"]), **arguments)
+        core: Any = botocore.session.Session()
+        core.register_component("data_loader", _LOADER)
+        super().__init__(botocore_session=core, **arguments)
 
 
 def some_bytes(size: int, seed: int = 1) -> bytes:

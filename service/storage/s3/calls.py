@@ -26,7 +26,7 @@ from service import hashing
 from service.clock import Clock
 from service.storage.base import StorageShort
 from service.storage.s3 import naming
-from service.storage.s3.client import Fault, S3Options, StoreRefused, fault_of, make_client, translated
+from service.storage.s3.client import Fault, S3Options, StoreLacks, StoreRefused, fault_of, make_client, translated
 from service.storage.threads import Threads
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ _OUTCOMES: Final[Mapping[str, str]] = {
     "throttled": "throttled",
     "unavailable": "unavailable",
     "refused": "error",
+    "lacking": "error",
 }
 
 
@@ -307,11 +308,17 @@ class Calls:
         return Page(tuple(found), {"ContinuationToken": token} if token else None, self._store_clock(page))
 
     async def multiparts(self, start: str, more: Mapping[str, str] | None = None) -> Page:
-        """Unfinished multipart uploads whose keys begin with start. Some stores list only those of a whole key."""
+        """Unfinished multipart uploads whose keys begin with start.
+
+        Some stores list only those of a whole key. Those that list none leave them to a rule of the bucket.
+        """
         arguments: Any = {"Bucket": self._bucket, "Prefix": self._key(start), **(more or {})}
-        page = await self.run(
-            "list_multipart_uploads", lambda: self._any.list_multipart_uploads(**arguments), threads=self._readers
-        )
+        try:
+            page = await self.run(
+                "list_multipart_uploads", lambda: self._any.list_multipart_uploads(**arguments), threads=self._readers
+            )
+        except StoreLacks:
+            return Page((), None, self._clock.now())
         found = [
             Listed(
                 entry["Key"].removeprefix(self._options.prefix),

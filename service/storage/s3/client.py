@@ -100,6 +100,10 @@ class StoreRefused(StorageUnavailable):
     """The store answers, and will not do it: wrong bucket, keys, rights or region. For an operator to mend."""
 
 
+class StoreLacks(StoreRefused):
+    """The store does not have the operation."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """Why a call failed, in our words.
@@ -107,7 +111,7 @@ class Fault:
     `retry`: the same call may succeed; `after_seconds`: the store said when.
     """
 
-    kind: Literal["missing", "full", "throttled", "unavailable", "refused"]
+    kind: Literal["missing", "full", "throttled", "unavailable", "refused", "lacking"]
     code: str
     retry: bool
     after_seconds: float | None = None
@@ -161,9 +165,10 @@ def _answered(error: exceptions.ClientError) -> Fault:
         return Fault("missing", code, retry=False)
     if code in _THROTTLED or status in (429, 503):
         return Fault("throttled", code, retry=True, after_seconds=_after(metadata.get("HTTPHeaders", {})))
+    if status == 501:
+        return Fault("lacking", code, retry=False)
     if code in _PASSING or status >= 500:
-        # 501 is a store that lacks the operation
-        return Fault("refused" if status == 501 else "unavailable", code, retry=status != 501)
+        return Fault("unavailable", code, retry=True)
     return Fault("refused", code, retry=False)
 
 
@@ -183,5 +188,7 @@ def translated(error: Exception, what: str) -> StorageError:
             return StorageFull(words)
         case "refused":
             return StoreRefused(words)
+        case "lacking":
+            return StoreLacks(words)
         case _:
             return StorageUnavailable(words)
