@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
@@ -18,9 +18,9 @@ from service import hashing
 from service.clock import Clock
 from service.events import EventMaker
 from service.files import discard_all
-from service.metadata.base import Advance, Ending, Lease, MetadataStore
+from service.metadata.base import Advance, Conflict, Ending, Lease, MetadataStore
 from service.metrics import Metrics
-from service.model import Block, ConcatKind, File, Manifest, State, Upload
+from service.model import Block, ConcatKind, File, Manifest, Part, State, Upload
 from service.protocol.decide import length_problem
 from service.protocol.intents import Policy
 from service.protocol.problems import Problem
@@ -61,6 +61,7 @@ class Finisher:
 
         Raises:
             StorageError, MetadataError: worth a retry; the upload stays `finishing`.
+            Conflict: the lease was lost meanwhile.
         """
         if upload.state is not State.FINISHING:
             return upload
@@ -80,14 +81,30 @@ class Finisher:
     async def _complete(self, upload: Upload, lease: Lease) -> Stored:
         if upload.concat_kind is ConcatKind.FINAL:
             sources = [await self._metadata.ledger(partial) for partial in upload.partials]
+            await self._check_whole(upload, lease, sources)
             receipt = await self._storage.concatenate(upload.id, sources, epoch=lease.epoch)
             ledger = receipt.parts
         else:
             ledger = await self._metadata.ledger(upload.id)
+            await self._check_whole(upload, lease, [ledger])
         stored = await self._storage.complete(upload.id, ledger, epoch=lease.epoch)
         if stored.size != upload.length:
             raise StorageShort(f"{stored.size} bytes are stored of {upload.length}")
         return stored
+
+    async def _check_whole(self, upload: Upload, lease: Lease, ledgers: Sequence[Sequence[Part]]) -> None:
+        """The ledgers are all of the upload. They are gone once it is published or ended, by whoever has the lease.
+
+        Raises:
+            Conflict: the lease was lost; storage must not hear of it, for there is a file now (lesson L2).
+            StorageShort: permanent; the record itself is not whole.
+        """
+        if sum(ledger[-1].end for ledger in ledgers if ledger) == upload.length:
+            return
+        now_is = await self._metadata.upload(upload.id)
+        if now_is is None or now_is.epoch != lease.epoch or now_is.state is not State.FINISHING:
+            raise Conflict("the upload was finished by another")
+        raise StorageShort("the ledger does not reach to the upload's end")
 
     async def _manifest(self, upload: Upload, stored: Stored) -> Manifest:
         if upload.concat_kind is ConcatKind.FINAL:

@@ -205,10 +205,12 @@ class Storage(Protocol):
         """The upload's bytes [0, end of ledger) are one file at rest, and as durable as set.
 
         Idempotent, also after a crash at any point inside an earlier call. An empty ledger
-        makes an empty file.
+        makes an empty file, and replaces none.
 
         Raises:
             StorageShort: permanent; neither the parts nor the finished file are whole.
+            StorageStale: permanent; the ledger is empty, and there is a file with bytes: its own
+                ledger went when it was published.
         """
         ...
 

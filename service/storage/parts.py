@@ -32,7 +32,8 @@ def part_size(most_bytes: int, *, wanted: int, align: int) -> int:
         align: bytes; what follows its last multiple must be readable while the upload is not
             complete, and the parts of a multipart upload are not.
     """
-    least = max(wanted, LEAST_PART_BYTES, -(-most_bytes // MOST_PARTS))
+    # one less, so that the last one may be followed by an empty one in the making
+    least = max(wanted, LEAST_PART_BYTES, -(-most_bytes // (MOST_PARTS - 1)))
     return -(-least // align) * align
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
 from service.clock import new_upload_id
-from service.storage.base import Storage, StorageShort
+from service.storage.base import Storage, StorageError, StorageShort
 from tests.contract.storage_values import (
     ALIGN,
     Ledger,
@@ -107,6 +108,16 @@ class StorageReading(StorageHooks):
         stored = await storage.complete(new_upload_id(), (), epoch=1)
 
         assert (stored.size, await content(storage, stored)) == (0, b"")
+
+    async def test_l2_an_empty_ledger_replaces_no_file(self, storage: Storage) -> None:
+        """L2: A finisher that comes so late that the ledger is gone leaves the file as it is."""
+        upload_id = new_upload_id()
+        ledger = await appended(storage, upload_id, (), b"abc", last=True)
+        stored = await storage.complete(upload_id, ledger, epoch=1)
+        with suppress(StorageError):
+            await storage.complete(upload_id, (), epoch=2)
+
+        assert await content(storage, stored) == b"abc"
 
     async def test_complete_of_lost_bytes_is_short(self, storage: Storage) -> None:
         """O1: A ledger that storage cannot back makes no file."""

@@ -21,8 +21,8 @@ GIB = 2**30
         (4 * GIB, 8 * MIB, 64 * 2**10, 8 * MIB),
         (4 * GIB, 8 * MIB, 3 * MIB, 9 * MIB),
         (4 * GIB, 1, 1, 5 * MIB),
-        (80_000 * MIB, 8 * MIB, 8 * MIB, 8 * MIB),
-        (80_000 * MIB + 1, 8 * MIB, 8 * MIB, 16 * MIB),
+        (79_992 * MIB, 8 * MIB, 8 * MIB, 8 * MIB),
+        (79_992 * MIB + 1, 8 * MIB, 8 * MIB, 16 * MIB),
         (5 * 2**40, 8 * MIB, 8 * MIB, 528 * MIB),
     ],
 )

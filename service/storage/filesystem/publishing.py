@@ -20,7 +20,10 @@ def complete(layout: Layout, upload_id: UploadId, ledger: Sequence[Part], epoch:
     """See `Storage.complete`. In this order: bytes, their sync, the name, its sync, the segments."""
     size = ledger[-1].end if ledger else 0
     target = layout.file(upload_id)
-    if _size_of(target) != size:
+    present = _size_of(target)
+    if present and not ledger:
+        raise StorageStale("the upload is finished, and its ledger gone")
+    if present != size:
         try:
             _publish(layout, upload_id, ledger, epoch, stop)
         except StorageStale:

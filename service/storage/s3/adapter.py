@@ -133,6 +133,7 @@ class S3Storage:
             upload_id,
             ledger,
             part_bytes=part_size(self._most_bytes, wanted=self._part_bytes, align=align),
+            align=align,
             epoch=epoch,
             observe=observe,
             fence=fence,

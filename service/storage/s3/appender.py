@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from service.clock import Clock
 from service.model import Part, UploadId
-from service.storage.base import Fence, Observer, Receipt, StorageFull
+from service.storage.base import Fence, Observer, Receipt, StorageError, StorageFull
 from service.storage.parts import MOST_PARTS, merged_segments
 from service.storage.s3 import naming
 from service.storage.s3.calls import Calls
@@ -78,6 +79,7 @@ class S3Appender:
         ledger: Sequence[Part],
         *,
         part_bytes: int,
+        align: int,
         epoch: int,
         observe: Observer | None,
         fence: Fence | None,
@@ -92,11 +94,14 @@ class S3Appender:
         self._observe = observe
         self._fence = fence
         parts = [part for part in ledger if naming.multipart_of(part) is not None]
-        self._part_bytes: Final = parts[0].end if parts else part_bytes
+        self._start: Final = ledger[-1].end if ledger else 0
+        # what is stored of a first part that was to be larger is not cut again
+        self._part_bytes: Final = parts[0].end if parts else max(part_bytes, -(-self._start // align) * align)
         self._multipart = naming.multipart_of(parts[0]) if parts else None
         self._checked = naming.is_checked(parts[0].etag) if parts else calls.checksums
+        #: a multipart upload that was made here, and that no ledger names
+        self._untold: str | None = None
         self._creating = asyncio.Lock()
-        self._start: Final = ledger[-1].end if ledger else 0
         self._end = self._start
         #: those of this request, the last one filling
         self._slots = [_Slot(len(parts), parts[-1].end if parts else 0, list(ledger[len(parts) :]))]
@@ -203,6 +208,8 @@ class S3Appender:
                 break
         if offset <= self._start:
             return Receipt(self._start)
+        if self._slots[0].part is not None:
+            self._untold = None
         return Receipt(offset, tuple(parts), tuple(replaced))
 
     # --- storing ------------------------------------------------------------------------------
@@ -282,16 +289,16 @@ class S3Appender:
     async def _upload(self, slot: _Slot, buffer: bytearray, *, whole: bool) -> None:
         body = await self._segments.joined(slot.segments, buffer)
         digest = await self._workers.run(lambda: digest_of(body))
-        await self._check_fence()
         number, end = slot.index + 1, slot.start + len(body)
         if whole:
+            await self._check_fence()
             key = naming.fresh_file_key(self._name)
             etag = await self._calls.put(key, body)
             key = naming.object_part_key(key)
         else:
             multipart = await self._multipart_id()
             etag = await self._calls.upload_part(
-                naming.file_key(self._name), multipart, number, body, checked=self._checked
+                naming.file_key(self._name), multipart, number, body, checked=self._checked, fence=self._fence
             )
             key = naming.multipart_part_key(self._name, multipart)
         slot.replaced += [part.key for part in slot.segments]
@@ -302,6 +309,7 @@ class S3Appender:
         async with self._creating:
             if self._multipart is None:
                 self._multipart = await self._calls.create_multipart(naming.file_key(self._name), checked=self._checked)
+                self._untold = self._multipart
             return self._multipart
 
     async def _check_fence(self) -> None:
@@ -329,6 +337,9 @@ class S3Appender:
             except asyncio.CancelledError as again:
                 # a second one must not leave calls behind that write after the lease has gone
                 cancelled = again
+        if self._untold is not None:
+            with suppress(StorageError):
+                await self._calls.abort_multipart(naming.file_key(self._name), self._untold, attempts=1)
         if cancelled is not None:
             raise cancelled
 

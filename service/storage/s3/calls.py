@@ -24,7 +24,7 @@ from urllib3.exceptions import HTTPError
 
 from service import hashing
 from service.clock import Clock
-from service.storage.base import StorageShort
+from service.storage.base import Fence, StorageShort
 from service.storage.s3 import naming
 from service.storage.s3.client import Fault, S3Options, StoreLacks, StoreRefused, fault_of, make_client, translated
 from service.storage.threads import Threads
@@ -120,11 +120,14 @@ class Calls:
         *,
         threads: Threads | None = None,
         attempts: int = _ATTEMPTS,
+        fence: Fence | None = None,
     ) -> T:
-        """What the call returns. Raises StorageError."""
+        """What the call returns. Raises StorageError, and what the fence does."""
         attempt, first = 0, self._clock.monotonic()
         while True:
             attempt += 1
+            if fence is not None:
+                await fence()
             began = self._clock.monotonic()
             outcome = "cancelled"
             try:
@@ -214,8 +217,21 @@ class Calls:
                 "head_object", lambda: self._any.head_object(Bucket=self._bucket, Key=self._key(key))
             )
         except StorageShort:
-            return None
+            return await self._size_in_words(key)
         return found["ContentLength"]
+
+    async def _size_in_words(self, key: str) -> int | None:
+        """As `size`. A 404 to HEAD may be anybody's; what is lost for good must be so in the store's own words."""
+
+        def call() -> int:
+            found = self._any.get_object(Bucket=self._bucket, Key=self._key(key))
+            found["Body"].close()
+            return found["ContentLength"]
+
+        try:
+            return await self.run("get_object", call, threads=self._readers)
+        except StorageShort:
+            return None
 
     async def delete(self, key: str) -> None:
         """The object is not there."""
@@ -233,9 +249,20 @@ class Calls:
         return made["UploadId"]
 
     async def upload_part(
-        self, key: str, multipart_id: str, number: int, data: bytes | bytearray, *, checked: bool
+        self,
+        key: str,
+        multipart_id: str,
+        number: int,
+        data: bytes | bytearray,
+        *,
+        checked: bool,
+        fence: Fence | None = None,
     ) -> str:
-        """The store holds the part; what `complete_multipart` needs to name it."""
+        """The store holds the part; what `complete_multipart` needs to name it.
+
+        Args:
+            fence: asked before each attempt.
+        """
 
         def call() -> str:
             extra = self._checksum(data, checked=checked)
@@ -249,7 +276,7 @@ class Calls:
             )
             return naming.part_tag(made["ETag"], extra.get("ChecksumCRC32C"))
 
-        return await self.run("upload_part", call, threads=self._senders)
+        return await self.run("upload_part", call, threads=self._senders, fence=fence)
 
     async def copy_part(self, key: str, multipart_id: str, number: int, source: str, start: int, end: int) -> str:
         """As `upload_part`, with bytes [start, end) of another object, copied by the store."""
@@ -263,7 +290,7 @@ class Calls:
                 CopySource={"Bucket": self._bucket, "Key": self._key(source)},
                 CopySourceRange=f"bytes={start}-{end - 1}",
             )["CopyPartResult"]
-            return naming.part_tag(made["ETag"], made.get("ChecksumCRC32C"))
+            return made["ETag"]
 
         return await self.run("upload_part_copy", call)
 
@@ -282,7 +309,7 @@ class Calls:
             attempts=attempts,
         )
 
-    async def abort_multipart(self, key: str, multipart_id: str) -> None:
+    async def abort_multipart(self, key: str, multipart_id: str, *, attempts: int = _ATTEMPTS) -> None:
         """The multipart upload and its parts are gone."""
         try:
             await self.run(
@@ -290,6 +317,7 @@ class Calls:
                 lambda: self._any.abort_multipart_upload(
                     Bucket=self._bucket, Key=self._key(key), UploadId=multipart_id
                 ),
+                attempts=attempts,
             )
         except StorageShort:
             return

@@ -119,8 +119,10 @@ class Fault:
 
 #: what is not there (any more): an object, a multipart upload, a part of it as the ledger knows it
 _MISSING: Final = frozenset({
-    "404", "NoSuchKey", "NoSuchUpload", "NotFound", "InvalidPart", "InvalidPartOrder", "InvalidRange", "EntityTooSmall",
+    "NoSuchKey", "NoSuchUpload", "InvalidPart", "InvalidPartOrder", "InvalidRange", "EntityTooSmall",
 })  # fmt: skip
+#: whose answers have no body, and so no code of S3's
+_BODILESS: Final = frozenset({"HeadObject", "HeadBucket"})
 _FULL: Final = frozenset({"QuotaExceeded", "XMinioStorageFull", "InsufficientCapacity", "InsufficientStorage", "507"})
 _THROTTLED: Final = frozenset({
     "503", "429", "SlowDown", "SlowDownRead", "SlowDownWrite", "ServiceUnavailable", "Throttling",
@@ -161,8 +163,11 @@ def _answered(error: exceptions.ClientError) -> Fault:
         return Fault("full", code, retry=False)
     if code == "NoSuchBucket":
         return Fault("refused", code, retry=False)
-    if code in _MISSING or status == 404:
+    if code in _MISSING or (status == 404 and error.operation_name in _BODILESS):
         return Fault("missing", code, retry=False)
+    if status == 404:
+        # not the store's word: a proxy or a router before it that does not know it at the moment
+        return Fault("unavailable", code, retry=True)
     if code in _THROTTLED or status in (429, 503):
         return Fault("throttled", code, retry=True, after_seconds=_after(metadata.get("HTTPHeaders", {})))
     if status == 501:

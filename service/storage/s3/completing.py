@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 
 from service.model import Part
-from service.storage.base import StorageError, StorageShort, Stored
+from service.storage.base import StorageError, StorageShort, StorageStale, Stored
 from service.storage.s3 import leftovers, naming
 from service.storage.s3.calls import Calls
 from service.storage.s3.memory import Memory
@@ -41,6 +41,8 @@ class Completer:
         # nobody else has had the upload since these were stored, and the store has just said that it has them
         fresh = bool(ledger) and all(part.epoch == epoch for part in ledger)
         found = None if fresh else await self._calls.size(key)
+        if found and not ledger:
+            raise StorageStale("the upload is finished, and its ledger gone")
         if fresh and _small_file(ledger):
             found = size
         elif found != size:
@@ -50,10 +52,10 @@ class Completer:
                 found = await self._calls.size(key)
                 if found != size:
                     raise
-                log.info("completion_found", upload=name, reason=str(error))
+                log.info("completion_found", upload_id=name, reason=str(error))
         if found != size:
             raise StorageShort(f"the object has {found} bytes of {size}")
-        if epoch > 1 or any(_is_tail(part) for part in ledger):
+        if ledger and (epoch > 1 or any(_is_tail(part) for part in ledger)):
             await self._tidy(name, key)
         return Stored(key, size)
 
@@ -100,7 +102,7 @@ class Completer:
         try:
             await leftovers.remove(self._calls, name, spare=lambda found: found == key)
         except StorageError as error:
-            log.warning("leftovers_postponed", upload=name, reason=str(error))
+            log.warning("leftovers_postponed", upload_id=name, reason=str(error))
 
 
 def _small_file(ledger: Sequence[Part]) -> str | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from service.model import Part, UploadId
-from service.storage.base import Receipt, StorageShort, StorageUnavailable
+from service.storage.base import Receipt, StorageError, StorageShort, StorageUnavailable
 from service.storage.parts import Piece, copyable, joined_parts
 from service.storage.s3 import naming
 from service.storage.s3.calls import Calls
@@ -38,6 +39,8 @@ class Joiner:
         self._segments = segments
         self._completer = completer
         self._part_bytes = part_bytes
+        #: for all that are joined at once, so that other calls find a thread
+        self._room = asyncio.Semaphore(_AT_ONCE)
 
     async def concatenate(self, upload_id: UploadId, sources: Sequence[Sequence[Part]], *, epoch: int) -> Receipt:
         """See `Storage.concatenate`."""
@@ -83,10 +86,9 @@ class Joiner:
         key, sizes = naming.file_key(name), [origin.size for origin in origins]
         # of a part that the store copies it need not tell a checksum
         multipart = await self._calls.create_multipart(key, checked=False)
-        room = asyncio.Semaphore(_AT_ONCE)
 
         async def make(number: int, pieces: Sequence[Piece]) -> str:
-            async with room:
+            async with self._room:
                 if copyable(pieces, sizes):
                     source, piece = origins[pieces[0].source].key, pieces[0]
                     try:
@@ -101,6 +103,9 @@ class Joiner:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(make(number, pieces)) for number, pieces in enumerate(plan, 1)]
         except ExceptionGroup as failed:
+            # the next attempt makes one of its own
+            with suppress(StorageError):
+                await self._calls.abort_multipart(key, multipart, attempts=1)
             # the port knows single errors; that of the first part to fail made the others end
             raise failed.exceptions[0] from None
         made = []

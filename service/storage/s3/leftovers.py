@@ -30,7 +30,7 @@ async def remove(calls: Calls, name: str, *, spare: Callable[[str], bool]) -> No
     if not isinstance(multiparts, BaseException):
         work += [calls.abort_multipart(key, found.multipart_id) for found in multiparts if found.multipart_id]
     if not isinstance(objects, BaseException):
-        work += [calls.delete(found.key) for found in objects if not spare(found.key)]
+        work += [calls.delete(found.key) for found in objects if naming.is_ours(found.key) and not spare(found.key)]
     await _each(work)
     for failed in (multiparts, objects):
         if isinstance(failed, BaseException):
@@ -88,7 +88,7 @@ async def held(calls: Calls, *, older_than: float) -> AsyncIterator[Held]:
     current = _Unfinished("")
     async for page in _pages(calls.objects, naming.START):
         before = page.at - older_than
-        for found in page.found:
+        for found in filter(_ours, page.found):
             name = naming.name_in(found.key)
             if current.name != name:
                 # keys come in order, so nothing more of the name before comes
@@ -106,12 +106,16 @@ async def held(calls: Calls, *, older_than: float) -> AsyncIterator[Held]:
         raise failed
 
 
+def _ours(found: Listed) -> bool:
+    return naming.is_ours(found.key)
+
+
 async def _multiparts(calls: Calls) -> tuple[dict[str, _Unfinished], StorageError | None]:
     """By name; and what kept the store from listing all."""
     unfinished: dict[str, _Unfinished] = {}
     try:
         async for page in _pages(calls.multiparts, naming.START):
-            for found in page.found:
+            for found in filter(_ours, page.found):
                 name = naming.name_in(found.key)
                 unfinished.setdefault(name, _Unfinished(name)).add(found)
     except StorageError as error:

@@ -55,7 +55,7 @@ class Memory:
         Args:
             spare: bytes that must be left to be taken after that, for what is more urgent.
         """
-        if self.used - self._kept_bytes + size + spare > self.limit:
+        if spare and self.used - self._kept_bytes + size + spare > self.limit:
             return False
         if self._waiting or not self._make_room(size):
             return False
@@ -63,7 +63,7 @@ class Memory:
         return True
 
     async def take(self, size: int) -> None:
-        """So many bytes are taken; not more than the limit."""
+        """So many bytes are taken. More than the limit are, once nothing else is: an upload may be of larger times."""
         if self.try_take(size):
             return
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -108,7 +108,7 @@ class Memory:
     def _make_room(self, size: int) -> bool:
         while self.used + size > self.limit and self._kept:
             self._forget_oldest()
-        return self.used + size <= self.limit
+        return self.used + size <= max(self.limit, size)
 
     def _relieve(self) -> None:
         """Enough is leaving for whoever waits first, or as much as can."""

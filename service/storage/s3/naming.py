@@ -14,6 +14,7 @@ The ledger's `Part.key` is `m:{name}:{UploadId}` for a part of that multipart up
 
 from __future__ import annotations
 
+import re
 import secrets
 from typing import Final
 
@@ -25,6 +26,15 @@ START: Final = "u_"
 FILE: Final = "file"
 _TAIL: Final = "tail."
 _SMALL: Final = "file."
+
+
+#: every key that is ever made here
+_KEY: Final = re.compile(r"u_[a-z2-7]{13}/(?:file|(?:file|tail)\.[0-9a-f]{16})")
+
+
+def is_ours(key: str) -> bool:
+    """Whether attachd made the key; others in the same place are nobody's to remove."""
+    return _KEY.fullmatch(key) is not None
 
 
 def name_of(upload_id: str) -> str:

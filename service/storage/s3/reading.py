@@ -21,7 +21,7 @@ from service.storage.s3.segments import Segments
 #: the first piece is small, so that a reader has something soon; the others grow up to the last size
 _FIRST_BYTES: Final = 2**18
 _MOST_BYTES: Final = 2**22
-#: what every reader gets, so that a thousand of them cannot take what uploads need
+#: what every reader gets, outside the limit: neither can readers take what uploads need, nor these the readers'
 _LEAST_BYTES: Final = 2**16
 
 
@@ -34,18 +34,16 @@ async def read_object(calls: Calls, memory: Memory, key: str, start: int, end: i
     """
     at, size = start, _FIRST_BYTES
     ahead: asyncio.Task[bytes] | None = None
+    #: of the memory, for what is fetched ahead
     held = 0
     try:
         while at < end:
             if ahead is None:
-                held = min(_FIRST_BYTES, end - at)
-                if not memory.try_take(held, spare=memory.limit // 2):
-                    held = min(_LEAST_BYTES, held)
-                    await memory.take(held)
-                ahead = asyncio.create_task(calls.get(key, at, at + held))
+                wanted = min(_FIRST_BYTES, end - at)
+                held = wanted if memory.try_take(wanted, spare=memory.limit // 2) else 0
+                ahead = asyncio.create_task(calls.get(key, at, at + (held or min(_LEAST_BYTES, wanted))))
             piece = await ahead
-            ahead, given = None, held
-            held = 0
+            ahead, given, held = None, held, 0
             at += len(piece)
             size = min(size * 4, _MOST_BYTES)
             try:

@@ -65,16 +65,20 @@ class Segments:
         return data
 
     async def joined(self, parts: Sequence[Part], rest: bytearray) -> bytearray:
-        """The segments' bytes and the rest after them, in the rest's own buffer."""
-        for low in range(len(parts) - 1, -1, -_AT_ONCE):
-            group = parts[max(0, low - _AT_ONCE + 1) : low + 1]
-            fetched = await asyncio.gather(*(self.fetch(part) for part in group))
+        """The segments' bytes and the rest after them, in one buffer; the rest's own is given up for it."""
+        pieces: list[bytes | bytearray] = []
+        for low in range(0, len(parts), _AT_ONCE):
+            pieces += await asyncio.gather(*(self.fetch(part) for part in parts[low : low + _AT_ONCE]))
+        if not pieces:
+            return rest
 
-            def insert(fetched: Sequence[bytes | bytearray] = fetched) -> None:
-                rest[0:0] = b"".join(fetched)
+        def join() -> bytearray:
+            # one allocation, of just the size: to put bytes before others takes three times as much for a while
+            whole = bytearray().join([*pieces, rest])
+            rest.clear()
+            return whole
 
-            await self._workers.run(insert)
-        return rest
+        return await self._workers.run(join)
 
     async def drop(self, keys: Sequence[str]) -> None:
         """The segments with these keys are gone."""
