@@ -126,7 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         did: dict[str, dict[str, list[str]]] = {}
         sides = [side for side in SIDES if not given.side or side in given.side]
         for case in given.case or CASES:
-            if any(case in SIDES[side].CASES for side in sides):
+            if why := CASES[case].missing():
+                print(f"\n### {case}: left out: {why}")
+            elif any(case in SIDES[side].CASES for side in sides):
                 for label, words in run_case(case, sides, load, options, directory).items():
                     did.setdefault(label, {}).setdefault(words, []).append(case)
         print("\n### What they did\n")

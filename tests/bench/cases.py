@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from service.storage.s3.appender import _UNDER_WAY as S3_UNDER_WAY
 from tests.bench.client import Answer, Connection, Unexpected, burst, head
-from tests.bench.sides import Side, target
+from tests.bench.neighbours import Neighbours
+from tests.bench.sides import AttachdS3, Bare, Side, store_missing, target
 
 OCTETS: Final = "application/offset+octet-stream"
 MIB: Final = 1 << 20
@@ -42,6 +44,7 @@ class Source:
     """The bytes to upload, in the page cache."""
 
     def __init__(self, path: Path, size: int) -> None:
+        self.path = path
         self.size = size
         block = os.urandom(MIB)
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
@@ -73,6 +76,8 @@ class Case:
     unit: Unit
     set_up: Callable[[Side, Load, Source], Any]
     work: Callable[[Side, Load, Source, Any], Work]
+    #: why it cannot be measured here; empty if it can
+    missing: Callable[[], str] = str
 
 
 def _upload(side: Side, creation: str, source: Source, size: int, chunk: int) -> tuple[str, Answer]:
@@ -171,10 +176,75 @@ def _heads(side: Side, load: Load, source: Source, paths: list[str]) -> Work:
     return Work(lambda: burst(side.address, requests, b"", load.connections, at_the_start), amount=load.heads)
 
 
+def _s3_put(side: Side, load: Load, source: Source, _: object) -> Work:
+    return _s3_large(side, source, load.size, load.size, at_once=S3_UNDER_WAY)
+
+
+def _s3_chunks(side: Side, load: Load, source: Source, _: object) -> Work:
+    # each PATCH is answered when its bytes are in the bucket, so one part at a time is the limit
+    return _s3_large(side, source, load.size, load.chunk, at_once=1)
+
+
+def _s3_large(side: Side, source: Source, size: int, chunk: int, *, at_once: int) -> Work:
+    if not isinstance(side, Bare):
+        return _large(side, source, size, chunk)
+
+    def run() -> list[float]:
+        side.tell(f"put {source.path} {size} {at_once}")
+        return []
+
+    return Work(run, amount=size, writes=size)
+
+
+def _s3_file(side: Side, load: Load, source: Source) -> str:
+    if not isinstance(side, Bare):
+        return _a_file(side, load, source)
+    side.tell(f"put {source.path} {load.size} {S3_UNDER_WAY}")
+    os.sync()
+    return ""
+
+
+def _s3_get(side: Side, load: Load, source: Source, path: str) -> Work:
+    if not isinstance(side, Bare):
+        return _download(side, load, source, path)
+
+    def run() -> list[float]:
+        side.tell(f"get {load.size}")
+        return []
+
+    return Work(run, amount=load.size)
+
+
+def _s3_slow_neighbours(side: Side, load: Load, source: Source, _: object) -> Work:
+    assert isinstance(side, AttachdS3)
+    alone = _large(side, source, load.size, load.size)
+    paths = []
+    with Connection(side.address) as connection:
+        for creation in side.creations(side.NEIGHBOURS, load.size):
+            made = connection.ask(head("POST", creation, side.address, upload_length=load.size, content_length=0))
+            paths.append(target(made.expect(201).header("Location")))
+
+    def run() -> list[float]:
+        with Neighbours(side.address, paths, load.size):
+            return alone.run()
+
+    return Work(run, amount=alone.amount, writes=alone.writes)
+
+
 CASES: Final[Mapping[str, Case]] = {
     "one": Case("{size} in one PATCH", "bytes", _nothing, _one),
     "chunks": Case("{size} in {chunk} PATCHes", "bytes", _nothing, _chunks),
     "small": Case("{small} creation-with-upload, {connections} connections", "requests", _nothing, _small),
     "download": Case("download of {size}, one reader", "bytes", _a_file, _download),
     "head": Case("HEAD, {connections} connections", "requests", _unfinished, _heads),
+    "s3-put": Case("{size} in one PATCH onto a bucket", "bytes", _nothing, _s3_put, store_missing),
+    "s3-chunks": Case("{size} in {chunk} PATCHes onto a bucket", "bytes", _nothing, _s3_chunks, store_missing),
+    "s3-get": Case("download of {size} from a bucket, one reader", "bytes", _s3_file, _s3_get, store_missing),
+    "s3-slow-neighbours": Case(
+        "{size} in one PATCH onto a bucket, alone and beside ten clients of 1 KB/s",
+        "bytes",
+        _nothing,
+        _s3_slow_neighbours,
+        store_missing,
+    ),
 }

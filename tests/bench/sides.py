@@ -1,4 +1,4 @@
-"""What is held against what: attachd, the machine's limit, a plain aiohttp service.
+"""What is held against what: attachd, the machine's limit, a plain aiohttp service; attachd on a bucket, bare boto3.
 
 A further side is a class with the members of `Side`, added to `SIDES`. It is started for one case
 in a directory of its own, as processes whose leader leads a group, and speaks tus 1.0.0 as far as
@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol, Self
 from urllib.parse import urlsplit
@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 from tests.bench.client import Answer
 from tests.bench.machine import group
 from tests.e2e.process import ROOT, ServiceProcess, free_port
+from tests.e2e.s3_service import on_bucket
+from tests.stores.servers import Store, find_versitygw, open_store
 
 START_SECONDS: Final = 30.0
 
@@ -135,17 +137,18 @@ class _Module:
         self.files = directory / "files"
         self.durability = durability
         self.arguments: list[str] = []
+        self.environment: dict[str, str] = {}
         self.port = free_port()
         self._log = directory / "log"
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.files.mkdir(parents=True)
+        self.files.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", f"tests.bench.{self.NAME}", str(self.port), str(self.files), self.durability]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                command + self.arguments, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
+                command + self.arguments, cwd=ROOT, env=os.environ | self.environment, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:
             self._wait_ready()
@@ -226,9 +229,112 @@ class Naive(_Module):
         )
 
 
+def store_missing() -> str:
+    """Why nothing can be measured on a bucket here; empty if it can."""
+    return "" if find_versitygw() else "there is no versitygw (ATTACHD_TEST_VERSITYGW, or on the PATH)"
+
+
+class AttachdS3(Attachd):
+    """The service on a bucket of a versitygw of its own, whose processor time is nobody's."""
+
+    CASES = frozenset({"s3-put", "s3-chunks", "s3-get", "s3-slow-neighbours"})
+    #: clients that send 1 KB/s each meanwhile
+    NEIGHBOURS = 0
+
+    def __init__(self, directory: Path, case: str, durability: str) -> None:
+        super().__init__(directory, case, durability)
+        self._directory = directory
+        self._store: Store | None = None
+
+    def __enter__(self) -> Self:
+        self._store = open_store("versitygw", self._directory / "store")
+        settings = on_bucket(self._store, self._store.make_bucket())
+        # as they come, not as tests like them
+        for name in ("ATTACHD_S3_PART_SIZE", "ATTACHD_BLOCK_SIZE"):
+            del settings[name]
+        self._service.settings |= settings
+        try:
+            return super().__enter__()
+        except BaseException:
+            self._store.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        if self._store is not None:
+            self._store.close()
+
+    @property
+    def does(self) -> Does:
+        return replace(
+            super().does,
+            hashing="XXH3-128 of each 8 MiB block and of each part, CRC-32C of each part",
+            durability=f"the bucket's; {_synced(self._durability, 'database before the last answer')}",
+        )
+
+    @property
+    def files(self) -> Path:
+        return self._directory / "store"
+
+
+class AttachdS3Crowded(AttachdS3):
+    """The same, while ten others send a kilobyte a second each."""
+
+    CASES = frozenset({"s3-slow-neighbours"})
+    NEIGHBOURS = 10
+
+
+class Bare(_Module):
+    """boto3 and nothing else: `bare.py`. It is not asked over HTTP but told by `tell`."""
+
+    CASES = frozenset({"s3-put", "s3-chunks", "s3-get"})
+    NAME = "bare"
+
+    def __init__(self, directory: Path, case: str, durability: str) -> None:
+        super().__init__(directory, case, durability)
+        self.files = directory / "store"
+        self._store: Store | None = None
+
+    def __enter__(self) -> Self:
+        self._store = open_store("versitygw", self.files)
+        self.environment = self._store.environment()
+        self.arguments = [self._store.endpoint, self._store.region, self._store.make_bucket()]
+        return super().__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        if self._store is not None:
+            self._store.close()
+
+    @property
+    def does(self) -> Does:
+        return Does(
+            hashing="CRC-32C of each part",
+            durability="the bucket's",
+            authentication="none",
+            database="none",
+            logging="none",
+            processes="one, no server: files come from the page cache, and go nowhere",
+        )
+
+    def tell(self, words: str) -> None:
+        """It has done so. Raises AssertionError: it has not."""
+        with socket.create_connection(self.address) as connection:
+            connection.sendall(f"{words}\n".encode())
+            said = connection.makefile().readline()
+        assert said == "done\n", f"{words}: {said or 'no answer'}"
+
+
 def _synced(durability: str, what: str) -> str:
     return "left to the kernel" if durability == "none" else f"{what}: synced"
 
 
 #: by the name they have in the table; the others are held against the first
-SIDES: Final[Mapping[str, type[Side]]] = {"attachd": Attachd, "limit": Limit, "naive": Naive}
+SIDES: Final[Mapping[str, type[Side]]] = {
+    "attachd": Attachd,
+    "limit": Limit,
+    "naive": Naive,
+    "attachd-s3": AttachdS3,
+    "attachd-s3-crowded": AttachdS3Crowded,
+    "bare-boto3": Bare,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 
 from tests.bench.client import Answer, Unexpected
 from tests.bench.report import Sample, rows
+from tests.conftest import require
 from tests.e2e.process import ROOT
 
 SAMPLE = Sample(seconds=1.0, amount=100, cpu_seconds=0.5, client_seconds=0.1, peak_bytes=10**6, latencies=(), warm=True)
@@ -33,15 +35,39 @@ def still_running(directory: Path) -> list[str]:
 
 def test_a_quick_run_measures_every_side_and_leaves_nothing(tmp_path: Path) -> None:
     """One case prints a row for each side, ends every process it started and removes its files."""
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.bench", "--quick", "--case", "one", "--directory", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=50, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    lines = [line.split("|")[1].strip() for line in run.stdout.splitlines() if line.startswith("| ")]
+    lines = [line.split("|")[1].strip() for line in quick("one", tmp_path) if line.startswith("| ")]
     assert lines == ["side", "attachd", "limit", "naive"]
     assert still_running(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def quick(case: str, directory: Path, **environment: str) -> list[str]:
+    """What a quick run of the case prints; it has ended well."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.bench", "--quick", "--case", case, "--directory", str(directory)],
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("case", "second"),
+    [("s3-put", "bare-boto3"), ("s3-get", "bare-boto3"), ("s3-slow-neighbours", "attachd-s3-crowded")],
+)
+def test_a_case_on_a_bucket_measures_both_sides_and_leaves_nothing(tmp_path: Path, case: str, second: str) -> None:
+    """Where there is a store each side of the case has a row, and its store is ended with it."""
+    require("s3")
+    lines = [line.split("|")[1].strip() for line in quick(case, tmp_path) if line.startswith("| ")]
+    assert lines == ["side", "attachd-s3", second]
+    assert still_running(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_case_on_a_bucket_is_left_out_without_a_store(tmp_path: Path) -> None:
+    """The run says so and ends well."""
+    lines = quick("s3-put", tmp_path, ATTACHD_TEST_VERSITYGW=str(tmp_path / "none"))
+    assert [line for line in lines if line.startswith("### s3-put: left out")]
 
 
 def test_a_ratio_compares_rounds_not_medians() -> None:
