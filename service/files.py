@@ -26,7 +26,7 @@ ORPHAN_SECONDS: Final = 3600.0
 _BATCH: Final = 500
 #: keys that are held against all files in one go; bounds memory
 _KEYS: Final = 50_000
-#: more bytes than these that no record names, and than any does, are another database's, not orphans
+#: more things than these that no record names, and than any does, are another database's, not orphans
 _STRANGERS: Final = 20
 
 
@@ -85,6 +85,10 @@ class Files:
     async def orphans(self) -> AsyncIterator[Orphan]:
         """What storage holds although no record needs it, to be removed as it comes if removable.
 
+        A finished file of no upload and no file that is known is none of them: it stays, and the
+        log tells of it. Many passes lie between the end of an upload or file and the day its row
+        goes, so such a file is another database's, or came after the copy that this one was restored from.
+
         No record comes to need it again. An upload is recorded before storage hears of it, never
         comes back once it ended, and is `ready` in the transaction that makes its file row: so
         when its row is gone, or says that it neither receives nor finishes, a file row that there
@@ -123,9 +127,11 @@ class _Census:
         self._batch: list[Held] = []
         #: finished, and not to be by their upload: key -> what is held, whether the upload is known
         self._finished: dict[str, tuple[Held, bool]] = {}
-        #: of no upload or file that is known
+        #: unfinished, of no upload that is known
         self._strangers: list[Held] = []
-        self._strange = 0
+        self._strange_unfinished = 0
+        #: finished, of no upload and no file that is known
+        self._strange_finished = 0
         self._known = 0
 
     async def take(self, held: Held) -> list[Held]:
@@ -139,10 +145,16 @@ class _Census:
     async def rest(self) -> list[Orphan]:
         """The orphans among all that was given and not told of yet."""
         found = await self._judge() + await self._without_file()
-        kept = self._strange > max(_STRANGERS, self._known)
-        if kept:
-            log.error("strangers_kept", strange=self._strange, known=self._known)
-        return [Orphan(held) for held in found] + [Orphan(held, removable=not kept) for held in self._strangers]
+        many = self._strange_finished + self._strange_unfinished > max(_STRANGERS, self._known)
+        if many or self._strange_finished:
+            tell = log.error if many else log.warning
+            tell(
+                "strangers_kept",
+                finished=self._strange_finished,
+                unfinished=self._strange_unfinished if many else 0,
+                known=self._known,
+            )
+        return [Orphan(held) for held in found] + [Orphan(held, removable=not many) for held in self._strangers]
 
     async def _judge(self) -> list[Held]:
         batch, self._batch = self._batch, []
@@ -156,29 +168,33 @@ class _Census:
             if held.key is not None:
                 self._finished[held.key] = (held, upload is not None)
             elif upload is None:
-                self._stranger(held)
+                self._strange_unfinished += 1
+                if len(self._strangers) < _KEYS:
+                    self._strangers.append(held)
             else:
                 found.append(held)
         return found
 
     async def _without_file(self) -> list[Held]:
-        """Those of the finished files that no file row names. The rows are read after their uploads'."""
+        """Those of the finished files that no file row names, or a deleted one's, and that are no strangers.
+
+        The rows are read after their uploads'.
+        """
+        orphans: list[Held] = []
         last: FileId | None = None
         while self._finished and (page := await self._metadata.file_keys(limit=_BATCH, after=last)):
             last = page[-1][0]
-            for _, key in page:
+            for _, key, deleted in page:
                 found = self._finished.pop(key, None)
-                self._known += found is not None and not found[1]
+                if found is not None:
+                    held, known = found
+                    self._known += not known
+                    if deleted:
+                        orphans.append(held)
         left, self._finished = self._finished, {}
-        for held, known in left.values():
-            if not known:
-                self._stranger(held)
-        return [held for held, known in left.values() if known]
-
-    def _stranger(self, held: Held) -> None:
-        self._strange += 1
-        if len(self._strangers) < _KEYS:
-            self._strangers.append(held)
+        forsaken = [held for held, known in left.values() if known]
+        self._strange_finished += len(left) - len(forsaken)
+        return orphans + forsaken
 
 
 def _needs_all(upload: Upload) -> bool:

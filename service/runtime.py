@@ -133,10 +133,13 @@ async def running(settings: Settings, clock: Clock | None = None, *, alone: bool
             keys = await _keys(settings)
         with naming("ATTACHD_DATABASE", hide_secrets(settings.database_url)), _saying_that_it_waits(settings):
             metadata = await _metadata(settings, stack, alone=alone)
-        pool, inner, buffered = _storage(settings, clock, metrics)
+            owner, totals = await metadata.identity(), await metadata.totals()
+        settled = totals.files > 0 or totals.stored_bytes > 0
+        pool, inner, buffered = _storage(settings, clock, metrics, owner=owner, settled=settled)
         storage = MeteredStorage(inner, metrics, clock)
         stack.push_async_callback(storage.close)
-        with naming("ATTACHD_S3_BUCKET" if settings.storage == "s3" else "ATTACHD_DATA"):
+        # with S3 the words tell which setting or AWS variable is to blame
+        with naming("ATTACHD_STORAGE=s3" if settings.storage == "s3" else "ATTACHD_DATA"):
             await storage.open()
         policy = _policy(settings)
         changes = Changes()
@@ -229,11 +232,13 @@ async def running(settings: Settings, clock: Clock | None = None, *, alone: bool
 async def serve(settings: Settings, ready: Callable[[Service], None] | None = None) -> None:
     """Runs until SIGTERM or SIGINT, then drains; a second signal ends the process at once.
 
-    Only for a process of its own: soon after the grace the process ends whatever still hangs in it.
+    During the start one signal ends it: nobody is served yet. Only for a process of its own: soon
+    after the grace the process ends whatever still hangs in it.
     """
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
 
+    starting = asyncio.current_task()
     first = 0.0
 
     def on_signal() -> None:
@@ -241,18 +246,28 @@ async def serve(settings: Settings, ready: Callable[[Service], None] | None = No
         if not stopped.is_set():
             first = loop.time()
             stopped.set()
+            if starting is not None:
+                # a thread of the start's may hang on
+                _end_by(_FORCED_SECONDS)
+                starting.cancel()
         elif loop.time() - first > _ONE_SIGNAL_SECONDS:
             os._exit(1)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    async with running(settings) as service:
-        log.info("service_started", version=__version__, listen=str(service.public), ops=str(service.operations))
-        if ready is not None:
-            ready(service)
-        await stopped.wait()
-        _end_by(settings.grace + _FORCED_SECONDS)
-        await service.stop()
+    try:
+        async with running(settings) as service:
+            starting = None
+            log.info("service_started", version=__version__, listen=str(service.public), ops=str(service.operations))
+            if ready is not None:
+                ready(service)
+            await stopped.wait()
+            _end_by(settings.grace + _FORCED_SECONDS)
+            await service.stop()
+    except asyncio.CancelledError:
+        if starting is None or not stopped.is_set():
+            raise
+        starting.uncancel()
     log.info("service_stopped")
 
 
@@ -279,8 +294,15 @@ def _policy(settings: Settings) -> Policy:
     )
 
 
-def _storage(settings: Settings, clock: Clock, metrics: Metrics) -> tuple[BufferPool, Storage, Callable[[], int]]:
-    """Where the bytes are kept; the memory for those that come in; and how much of `buffer_limit` is in use."""
+def _storage(
+    settings: Settings, clock: Clock, metrics: Metrics, *, owner: str, settled: bool
+) -> tuple[BufferPool, Storage, Callable[[], int]]:
+    """Where the bytes are kept; the memory for those that come in; and how much of `buffer_limit` is in use.
+
+    Args:
+        owner: the identity of the database.
+        settled: whether it knows of bytes that must be there.
+    """
     if settings.s3_bucket is None:
         pool = BufferPool(settings.buffer_limit)
         disk = FilesystemStorage(settings.data, durability=settings.durability, reserve_bytes=_RESERVE_BYTES)
@@ -296,6 +318,8 @@ def _storage(settings: Settings, clock: Clock, metrics: Metrics) -> tuple[Buffer
         memory,
         most_bytes=settings.max_size,
         part_bytes=settings.s3_part_size,
+        owner=owner,
+        settled=settled,
         watch=partial(metrics.storage_request, S3Storage.name),
     )
     return pool, bucket, lambda: pool.used_bytes + memory.used

@@ -110,6 +110,10 @@ class MetadataStore(Protocol):
         """Returns if the store can read and write now; raises MetadataUnavailable. For /readyz."""
         ...
 
+    async def identity(self) -> str:
+        """Which database this is: random, made with its schema, and never another; a copy has the same."""
+        ...
+
     # uploads and links
     async def create_upload(
         self, upload: Upload, use: LinkUse, *, events: Sequence[Event] = (), durable: bool = False
@@ -281,8 +285,8 @@ class MetadataStore(Protocol):
         """Files not deleted, past their `expires_at`, oldest first."""
         ...
 
-    async def file_keys(self, *, limit: int, after: FileId | None = None) -> tuple[tuple[FileId, str], ...]:
-        """Ids and storage keys of the files not deleted, by id."""
+    async def file_keys(self, *, limit: int, after: FileId | None = None) -> tuple[tuple[FileId, str, bool], ...]:
+        """Ids and storage keys of all files, by id, and whether each is deleted."""
         ...
 
     async def purge(self, *, before: float, link_before: float, limit: int) -> int:

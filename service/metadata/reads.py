@@ -28,6 +28,7 @@ from service.metadata.base import Totals
 from service.metadata.prepared import Prepared
 from service.metadata.rows import load_block, load_event, load_file, load_link, load_part, load_upload
 from service.metadata.schema import blocks, events, files, final_partials, links, parts, uploads
+from service.metadata.schema import identity as identity_table
 from service.model import Block, ConcatKind, Event, File, FileId, LinkUse, Part, State, Upload, UploadId
 
 up = uploads.c
@@ -125,8 +126,8 @@ _EXPIRED_FILES = (
     .limit(bindparam("at_most"))
 )
 _FILE_KEYS = (
-    select(files.c.id, files.c.key)
-    .where(files.c.id > bindparam("last_id"), files.c.deleted_at.is_(None))
+    select(files.c.id, files.c.key, files.c.deleted_at)
+    .where(files.c.id > bindparam("last_id"))
     .order_by(files.c.id)
     .limit(bindparam("at_most"))
 )
@@ -136,6 +137,7 @@ _HELD = tuple(
     select(func.count(), func.coalesce(func.sum(up.offset), 0)).where(which)
     for which in (RECEIVING, FINISHING, READY_PARTIAL)
 )
+_IDENTITY = select(identity_table.c.id)
 _EVENTS = select(events).where(events.c.seq > bindparam("after")).order_by(events.c.seq).limit(bindparam("at_most"))
 
 
@@ -227,13 +229,17 @@ def expired_files(connection: Connection, now: float, limit: int, after: File | 
     return tuple(load_file(row) for row in connection.execute(_EXPIRED_FILES, bound))
 
 
-def file_keys(connection: Connection, limit: int, after: FileId | None = None) -> tuple[tuple[FileId, str], ...]:
+def file_keys(connection: Connection, limit: int, after: FileId | None = None) -> tuple[tuple[FileId, str, bool], ...]:
     rows = connection.execute(_FILE_KEYS, {"at_most": limit, "last_id": after or ""})
-    return tuple((FileId(row.id), row.key) for row in rows)
+    return tuple((FileId(row.id), row.key, row.deleted_at is not None) for row in rows)
 
 
 def promised_bytes(connection: Connection) -> int:
     return int(connection.execute(_PROMISED).scalar_one())
+
+
+def identity(connection: Connection) -> str:
+    return str(connection.execute(_IDENTITY).scalar_one())
 
 
 def totals(connection: Connection) -> Totals:

@@ -35,7 +35,7 @@ from sqlalchemy import (
 )
 
 #: The revision of `migrations/` that this code reads and writes.
-REVISION: Final = "0001"
+REVISION: Final = "0002"
 
 metadata = MetaData()
 
@@ -47,6 +47,9 @@ def _where(condition: str) -> dict[str, Any]:
     """A partial index, said to both dialects."""
     return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
+
+#: One row, made by the migration: which database this is.
+identity = Table("identity", metadata, Column("id", Text, primary_key=True))
 
 uploads = Table(
     "uploads",

@@ -86,6 +86,9 @@ class SqlMetadata:
     async def probe(self) -> None:
         await self._write(_touch)
 
+    async def identity(self) -> str:
+        return await self._read(reads.identity)
+
     async def create_upload(
         self, upload: Upload, use: LinkUse, *, events: Sequence[Event] = (), durable: bool = False
     ) -> None:
@@ -199,7 +202,7 @@ class SqlMetadata:
     async def expired_files(self, *, now: float, limit: int, after: File | None = None) -> tuple[File, ...]:
         return await self._read(partial(reads.expired_files, now=now, limit=limit, after=after))
 
-    async def file_keys(self, *, limit: int, after: FileId | None = None) -> tuple[tuple[FileId, str], ...]:
+    async def file_keys(self, *, limit: int, after: FileId | None = None) -> tuple[tuple[FileId, str, bool], ...]:
         return await self._read(partial(reads.file_keys, limit=limit, after=after))
 
     async def purge(self, *, before: float, link_before: float, limit: int) -> int:

@@ -15,7 +15,7 @@ import pytest
 
 from service.clock import SystemClock, new_upload_id
 from service.storage.base import Fence, Receipt, StorageError, Stored
-from service.storage.s3 import Memory, S3Options, S3Storage, adapter, calls, client
+from service.storage.s3 import Memory, S3Options, S3Storage, adapter, calls, client, owning
 from tests.contract.storage_values import Ledger, committed
 from tests.stores.calls import Call
 from tests.stores.faults import Answer, Fault
@@ -40,6 +40,7 @@ class _Session(boto3.session.Session):
         super().__init__(botocore_session=core, **arguments)
 
 
+@functools.lru_cache(maxsize=4)
 def some_bytes(size: int, seed: int = 1) -> bytes:
     """As good as random, and the same each time."""
     return random.Random(seed).randbytes(size)
@@ -74,6 +75,8 @@ class Bucket:
             memory or Memory(96 * MIB),
             most_bytes=4 * 2**30,
             part_bytes=part_bytes,
+            owner="test",
+            settled=False,
         )
         self._opened.append(storage)
         with pytest.MonkeyPatch.context() as patch:
@@ -96,8 +99,10 @@ class Bucket:
             assert storage._memory.used == storage._memory._kept_bytes, "memory was not given back"
 
     def objects(self) -> dict[str, int]:
-        """Key below the prefix, and size, of all there is."""
-        return {key.removeprefix(PREFIX): size for key, size in self.store.objects(self.name).items()}
+        """Key below the prefix, and size, of all there is but the mark of whose it is."""
+        found = {key.removeprefix(PREFIX): size for key, size in self.store.objects(self.name).items()}
+        found.pop(owning.OWNER, None)
+        return found
 
     def tails(self) -> set[str]:
         """The tail segments there are."""
@@ -129,8 +134,8 @@ async def bucket_of(
     """The bucket, for adapters that have the store's keys and are too busy to wait before they try again."""
     for variable, value in store.environment().items():
         monkeypatch.setenv(variable, value)
-    monkeypatch.setattr(boto3.session, "Session", _Session)
-    # a client keeps nothing but connections from one adapter to the next
+    # a session keeps nothing but models, and a client nothing but connections, from one adapter to the next
+    monkeypatch.setattr(boto3.session, "Session", functools.cache(_Session))
     monkeypatch.setattr(calls, "make_client", functools.cache(client.make_client))
     monkeypatch.setattr(calls, "_FIRST_WAIT_SECONDS", 0.001)
     monkeypatch.setattr(calls, "_LONGEST_WAIT_SECONDS", 0.01)
@@ -143,6 +148,7 @@ async def bucket_of(
 def give_up_soon(monkeypatch: pytest.MonkeyPatch, seconds: float = 1.0) -> None:
     """Adapters that are opened from now on wait no longer for an answer, nor try again after it did not come."""
     monkeypatch.setattr(client, "_READ_SECONDS", seconds)
+    monkeypatch.setattr(calls, "make_client", functools.cache(client.make_client))
     monkeypatch.setattr(calls, "_PATIENCE_SECONDS", seconds / 2)
 
 

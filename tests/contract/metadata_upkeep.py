@@ -118,13 +118,14 @@ class UpkeepContract:
         assert list(await store.expired_uploads(now=NOW, limit=5, after=first[0])) == uploads[1:]
 
     async def test_file_keys(self, store: MetadataStore) -> None:
-        """The key of each file that is not deleted is listed once, page by page, by id."""
+        """The key of each file is listed once, page by page, by id; those of deleted ones are marked."""
         uploads = [await ready(store) for _ in range(5)]
         await store.delete_file(uploads[0].file_id, now=NOW)
-        found: list[tuple[FileId, str]] = []
+        found: list[tuple[FileId, str, bool]] = []
         while page := await store.file_keys(limit=2, after=found[-1][0] if found else None):
             found += page
-        assert found == sorted((upload.file_id, make_file(upload).key) for upload in uploads[1:])
+        expected = [(upload.file_id, make_file(upload).key, upload is uploads[0]) for upload in uploads]
+        assert found == sorted(expected)
 
     async def test_purge_forgets_old_tombstones(self, store: MetadataStore) -> None:
         """Ended uploads and ready ones last updated before the instant go; newer and open ones stay."""
@@ -177,6 +178,12 @@ class UpkeepContract:
             await store.delete_file(upload.file_id, now=NOW)
         bites = [await store.purge(before=NOW + 1, link_before=NOW * 2, limit=4) for _ in range(4)]
         assert bites == [4, 4, 1, 0]
+
+    async def test_identity(self, store: MetadataStore, other: MetadataStore) -> None:
+        """Every process on the database reads the same random identity of it, however often."""
+        identity = await store.identity()
+        assert len(identity) == 32
+        assert identity == await other.identity() == await store.identity()
 
     async def test_promised_bytes(self, store: MetadataStore) -> None:
         """What receiving uploads of known length still lack is promised, and nothing else."""

@@ -33,6 +33,8 @@ async def make(
         memory or Memory(96 * MIB),
         most_bytes=4 * 2**30,
         part_bytes=part_bytes,
+        owner="test",
+        settled=False,
     )
     await storage.open()
     return storage

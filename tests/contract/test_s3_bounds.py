@@ -11,8 +11,8 @@ import pytest
 
 from service.storage.base import StorageUnavailable
 from service.storage.s3 import Memory, S3Storage
-from tests.contract.buckets import MIB, PART, Bucket, Upload, bucket_of, some_bytes
-from tests.contract.storage_values import gathered
+from tests.contract.buckets import MIB, PART, Bucket, Upload, bucket_of, forget_tails, some_bytes
+from tests.contract.storage_values import finished, gathered
 from tests.stores.faults import hold, status
 from tests.stores.faulty import FaultyStore
 from tests.stores.servers import Store
@@ -132,6 +132,69 @@ async def test_d2_a_reader_that_stops_early_gives_everything_back(s3: Bucket, pi
         await reader.aclose()  # type: ignore[attr-defined]
 
     assert storage._memory.used == storage._memory._kept_bytes
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["memory full", "memory free"])
+@pytest.mark.parametrize("nth", [1, 2, 3])
+async def test_d2_readers_that_are_cancelled_leave_memory_as_it_was(s3: Bucket, nth: int, full: bool) -> None:
+    """D2: Readers cancelled while their first piece, or a later one, is fetched give back what they took, no more."""
+    storage = await s3.adapter()
+    stored = await finished(storage, some_bytes(4 * MIB))
+    forget_tails(storage)
+    memory, taken = storage._memory, storage._memory.limit if full else 0
+    assert memory.try_take(taken)
+    fetched = hold()
+    s3.faulty.clear()
+    s3.faulty.fault("get_object", nth=4 * nth - 3, times=None, what=fetched)
+    async with storage.open_file(stored.key) as file:
+        reading = [asyncio.ensure_future(gathered(file.read(0, file.size))) for _ in range(4)]
+        await asyncio.to_thread(fetched.caught)
+        for task in reading:
+            task.cancel()
+        fetched.release()
+        await asyncio.wait(reading)
+
+    assert memory.used == taken
+    memory.give(taken)
+
+
+async def test_d1_a_download_goes_on_while_uploads_hold_all_memory(s3: Bucket) -> None:
+    """D1: A file is read to its end although uploads that wait for the store have all memory, and more want some."""
+    storage = await s3.adapter(memory=Memory(4 * PART))
+    content = some_bytes(MIB)
+    stored = await finished(storage, content)
+    forget_tails(storage)
+    held = hold()
+    for kind in ("put_object", "upload_part"):
+        s3.faulty.fault(kind, times=None, what=held)
+    uploads = [Upload(some_bytes(3 * PART, seed=number)) for number in range(2)]
+    sending = [asyncio.ensure_future(upload.request(storage)) for upload in uploads]
+    async with asyncio.timeout(20):
+        while not storage._memory._waiting:
+            await asyncio.sleep(0.002)
+        async with storage.open_file(stored.key) as file:
+            assert await gathered(file.read(0, file.size)) == content
+    assert not any(task.done() for task in sending)
+    held.release()
+    await asyncio.gather(*sending)
+
+
+async def test_d1_any_number_of_stalled_readers_leaves_memory_for_uploads(s3: Bucket) -> None:
+    """D1: A hundred downloads that stopped at their first piece, in memory for eight, keep no upload waiting."""
+    memory = Watched(2 * MIB)
+    storage = await s3.adapter(memory=memory)
+    stored = await finished(storage, some_bytes(MIB))
+    async with storage.open_file(stored.key) as file:
+        readers = [file.read(0, file.size) for _ in range(100)]
+        for reader in readers:
+            await anext(reader)
+        upload = Upload(some_bytes(1000))
+        async with asyncio.timeout(20):
+            await upload.request(storage, last=True)
+        for reader in readers:
+            await reader.aclose()  # type: ignore[attr-defined]
+
+    assert s3.body(await upload.complete(storage)) == upload.data
 
 
 async def test_d2_a_reader_gives_back_what_a_failed_fetch_took(s3: Bucket) -> None:

@@ -115,6 +115,27 @@ async def test_c1_leftovers_do_not_keep_a_file_from_being_ready(s3: Bucket, uplo
     assert s3.body(await upload.complete(storage, epoch=2)) == upload.data
 
 
+@pytest.mark.parametrize("times", [1, None], ids=["one HEAD", "every HEAD"])
+async def test_c2_a_404_to_head_is_not_believed(s3: Bucket, upload: Upload, times: int | None) -> None:
+    """C2: A 404 to the HEAD after CompleteMultipartUpload may be anybody's: the file is found in the store's words."""
+    storage = await s3.adapter()
+    s3.faulty.fault("head_object", times=times, what=status(404))
+    stored = await upload.complete(storage)
+
+    assert s3.body(stored) == upload.data
+
+
+async def test_c2_a_404_without_a_code_is_no_lost_upload(s3: Bucket, upload: Upload) -> None:
+    """C2: Completion that a router answers with 404, for good, is worth a retry; when it is over there is the file."""
+    storage = await s3.adapter()
+    s3.faulty.fault("complete_multipart_upload", times=None, what=status(404))
+    with pytest.raises(StorageUnavailable):
+        await upload.complete(storage)
+    s3.faulty.clear()
+
+    assert s3.body(await upload.complete(storage)) == upload.data
+
+
 def _abort(s3: Bucket) -> None:
     """As a rule of the bucket does with what is old."""
     for key, multipart in s3.multiparts():

@@ -13,7 +13,8 @@ from service.storage.s3 import S3Storage
 from service.storage.s3.segments import digest_of
 from tests.contract.buckets import MIB, PART, PREFIX, Bucket, Upload, bucket_of, forget_tails, some_bytes
 from tests.contract.storage_values import gathered, unfinished
-from tests.stores.faults import damage, hold
+from tests.stores.calls import Call
+from tests.stores.faults import Answer, Fault, damage, hold
 from tests.stores.faulty import FaultyStore
 from tests.stores.servers import Store
 
@@ -129,6 +130,24 @@ async def test_a_ranged_read_of_the_end_of_a_tail_is_right(s3: Bucket) -> None:
 # writers that slept too long
 
 
+class Fails(Fault):
+    """The call never reaches the store, and fails with a 500 once the inner fault lets it."""
+
+    takes_over = True
+
+    def __init__(self, inner: Fault) -> None:
+        self._inner = inner
+
+    def answer(self, call: Call) -> Answer:
+        """See `Fault.answer`."""
+        self._inner.arrived(call)
+        return Answer(500)
+
+    def release(self) -> None:
+        """See `Fault.release`."""
+        self._inner.release()
+
+
 async def _lease() -> None:
     """It holds."""
 
@@ -193,6 +212,32 @@ async def test_l2_a_fenced_writer_that_was_overtaken_writes_nothing(s3: Bucket, 
 
     assert not kinds["upload_part"] + kinds["put_object"]
     assert s3.body(await upload.complete(other, epoch=2)) == upload.data
+
+
+async def test_l2_a_part_is_not_tried_again_after_a_take_over(s3: Bucket) -> None:
+    """L2: A writer whose first attempt at a part failed finds its lease gone before the next, and replaces nothing."""
+    storage, other = await s3.adapter(), await s3.adapter()
+    upload = Upload(some_bytes(3 * PART))
+    await upload.request(storage, PART + 10)
+    stale = upload.without(0)
+    stale.data = upload.data[: PART + 10] + some_bytes(2 * PART - 10, seed=2)
+    overtaken = False
+
+    async def fence() -> None:
+        if overtaken:
+            raise StorageStale("the lease was lost")
+
+    answered = hold()
+    s3.faulty.fault("upload_part", part_number=2, what=Fails(answered))
+    asleep = asyncio.ensure_future(stale.request(storage, PART - 10, fence=fence))
+    await asyncio.to_thread(answered.caught)
+    overtaken = True
+    await upload.request(other, last=True, epoch=2)
+    answered.release()
+    await asyncio.wait({asleep})
+
+    assert isinstance(asleep.exception(), StorageStale)
+    assert s3.body(await upload.complete(other, epoch=3)) == upload.data
 
 
 async def test_l2_a_first_writer_that_slept_leaves_the_successor_alone(s3: Bucket) -> None:

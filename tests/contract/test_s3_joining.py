@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 
@@ -14,7 +15,7 @@ from service.storage.s3 import Memory, S3Storage
 from tests.contract.buckets import MIB, PART, Bucket, Upload, bucket_of, forget_tails, some_bytes
 from tests.contract.storage_values import unfinished
 from tests.stores.calls import Call, Kind
-from tests.stores.faults import Cut, after, before, error, status
+from tests.stores.faults import Cut, after, before, error, hold, status
 from tests.stores.faulty import FaultyStore
 from tests.stores.servers import Store
 
@@ -55,7 +56,8 @@ async def test_c5_what_lies_on_the_borders_is_copied_by_the_store(s3: Bucket) ->
     stored = await joined.join(storage)
 
     assert s3.kinds()["upload_part_copy"] == 5
-    assert not s3.kinds()["upload_part"] + s3.kinds()["get_object"] + s3.kinds()["put_object"]
+    assert not s3.kinds()["upload_part"] + s3.kinds()["put_object"]
+    assert [call.status for call in s3.calls("get_object")] == [404], "asked whether it was joined before"
     assert s3.body(stored) == joined.data
 
 
@@ -127,7 +129,7 @@ JOIN: dict[Kind, int] = {
     "complete_multipart_upload": 2,
     "create_multipart_upload": 1,
     "upload_part_copy": 1,
-    "get_object": 2,
+    "get_object": 3,
     "upload_part": 1,
 }
 
@@ -154,8 +156,16 @@ def _gone(s3: Bucket) -> Callable[[Call], None]:
     return callback
 
 
-@pytest.mark.parametrize("when", [before, after])
-@pytest.mark.parametrize(("kind", "nth"), [(kind, nth + 1) for kind, count in JOIN.items() for nth in range(count)])
+@pytest.mark.parametrize(
+    ("kind", "nth", "when"),
+    # to stop after a look is to stop before what follows
+    [
+        (kind, nth + 1, when)
+        for kind, count in JOIN.items()
+        for nth in range(count)
+        for when in ((before,) if kind in {"head_object", "get_object"} else (before, after))
+    ],
+)
 async def test_c5_joining_survives_a_crash_at_every_call(
     s3: Bucket, kind: Kind, nth: int, when: Callable[[object], object]
 ) -> None:
@@ -197,7 +207,7 @@ async def _refused(storage: S3Storage, ledgers: Sequence[Sequence[Part]]) -> Rec
 
 
 async def test_c5_a_part_that_fails_for_good_is_worth_a_retry(s3: Bucket) -> None:
-    """C5: Where neither copying nor sending works, joining raises StorageUnavailable, and holds no memory."""
+    """C5: Where neither copying nor sending works, joining raises StorageUnavailable, and holds and leaves nothing."""
     joined = await _sources(s3)
     memory = Memory(8 * PART)
     storage = await s3.adapter(memory=memory)
@@ -207,7 +217,27 @@ async def test_c5_a_part_that_fails_for_good_is_worth_a_retry(s3: Bucket) -> Non
         await _refused(storage, [source.ledger for source in joined.sources])
 
     assert memory.used == memory._kept_bytes
-    assert len(s3.multiparts()) <= 1, "of what failed at most one multipart upload is left, for the sweep"
+    assert not s3.multiparts()
+
+
+async def test_c5_two_joins_leave_a_thread_for_others(s3: Bucket) -> None:
+    """C5: While every copy of two concatenations hangs, the store is still asked other things."""
+    storage = await s3.adapter()
+    source = await _source(storage, 2 * PART)
+    held = hold()
+    s3.faulty.fault("upload_part_copy", times=None, what=held)
+    joined = [Joined([source] * 5) for _ in range(2)]
+    joining = [asyncio.ensure_future(each.join(storage)) for each in joined]
+    async with asyncio.timeout(10):
+        while len(asyncio.all_tasks()) < 1 + len(joined) + 2 * 10:
+            await asyncio.sleep(0.002)
+    await asyncio.to_thread(s3.faulty.wait_for, "upload_part_copy", 8)
+    async with asyncio.timeout(5):
+        await storage.probe()
+
+    held.release()
+    for each, stored in zip(joined, await asyncio.gather(*joining), strict=True):
+        assert s3.body(stored) == each.data
 
 
 async def test_c5_a_source_that_vanished_is_short(s3: Bucket) -> None:

@@ -24,19 +24,30 @@ async def s3(store: Store, bucket: str, faulty: FaultyStore, monkeypatch: pytest
 
 
 #: what is not of any upload below the prefix
-FOREIGN = ("u_abcdefghijklm/file", "elsewhere/file", f"{PREFIX}readme", f"{PREFIX}v_abcdefghijklm/tail.1", "some/where")
+FOREIGN = (
+    "u_abcdefghijklm/file",
+    "elsewhere/file",
+    f"{PREFIX}readme",
+    f"{PREFIX}v_abcdefghijklm/tail.1",
+    f"{PREFIX}u_reports/2026/jan.csv",
+    f"{PREFIX}u_a/file",
+    f"{PREFIX}u_/x",
+    f"{PREFIX}u_abcdefghijklm/other",
+)
+FOREIGN_MULTIPARTS = (
+    "u_abcdefghijklm/file",
+    f"{PREFIX}readme",
+    f"{PREFIX}u_a/file",
+    f"{PREFIX}u_abcdefghijklm/other",
+)
 
 
 def _add_foreign(s3: Bucket) -> set[tuple[str, str]]:
     """Objects and multipart uploads that are somebody else's; of the latter key and UploadId."""
     client = s3.store.client()
     for key in FOREIGN:
-        if key != "some/where":
-            client.put_object(Bucket=s3.name, Key=key, Body=b"abc")
-    return {
-        (key, client.create_multipart_upload(Bucket=s3.name, Key=key)["UploadId"])
-        for key in ("u_abcdefghijklm/file", f"{PREFIX}readme")
-    }
+        client.put_object(Bucket=s3.name, Key=key, Body=b"abc")
+    return {(key, client.create_multipart_upload(Bucket=s3.name, Key=key)["UploadId"]) for key in FOREIGN_MULTIPARTS}
 
 
 async def _debris(s3: Bucket, storage: S3Storage) -> Upload:
@@ -83,6 +94,22 @@ async def test_e3_nothing_is_left_of_a_discarded_upload(s3: Bucket, finished: bo
     assert len(left) == (0 if finished else 1)
     assert before.items() <= s3.objects().items()
     assert set(s3.multiparts()) == foreign
+
+
+async def test_e3_discard_leaves_what_only_looks_like_the_uploads(s3: Bucket) -> None:
+    """E3: Below an upload's own name, too, discard takes no key that is never made here."""
+    storage = await s3.adapter()
+    client = s3.store.client()
+    upload = await _debris(s3, storage)
+    below = f"{PREFIX}{upload.name}/"
+    others = [f"{below}other", f"{below}file.txt", f"{below}tail.1"]
+    for key in others:
+        client.put_object(Bucket=s3.name, Key=key, Body=b"abc")
+    multipart = client.create_multipart_upload(Bucket=s3.name, Key=f"{below}file.txt")["UploadId"]
+    await storage.discard(upload.upload_id, finished=True)
+
+    assert s3.objects().keys() == {key.removeprefix(PREFIX) for key in others}
+    assert s3.multiparts() == [(f"{below}file.txt", multipart)]
 
 
 async def test_e3_discard_removes_what_it_can(s3: Bucket) -> None:
@@ -172,11 +199,43 @@ async def test_e3_what_the_sweep_finds_can_be_removed(s3: Bucket) -> None:
     assert set(s3.multiparts()) == foreign
 
 
-async def test_e3_a_failed_upload_of_nothing_leaves_a_multipart_that_is_found(s3: Bucket) -> None:
-    """E3: A multipart upload made by a request that died before its first part is the sweep's."""
+async def test_e3_a_request_whose_first_part_fails_leaves_no_multipart(s3: Bucket) -> None:
+    """E3: However often an upload fails with its first part, no multipart upload is left, and it ends right."""
+    storage = await s3.adapter()
+    upload = Upload(some_bytes(2 * PART + 1))
+    for _ in range(3):
+        s3.faulty.fault("upload_part", part_number=1, times=None, what=error("AccessDenied", 403))
+        with pytest.raises(StorageError):
+            await upload.request(storage, last=True)
+        s3.faulty.clear()
+        assert upload.offset == 0
+        assert not s3.multiparts()
+
+    await upload.request(storage, last=True)
+    assert s3.body(await upload.complete(storage)) == upload.data
+
+
+async def test_e3_a_request_that_is_cut_off_keeps_its_multipart_once_it_is_told(s3: Bucket) -> None:
+    """E3: A multipart upload that a receipt names is there for the next request, although a later part fails."""
+    storage = await s3.adapter()
+    upload = Upload(some_bytes(2 * PART + 1))
+    s3.faulty.fault("upload_part", part_number=2, times=None, what=error("AccessDenied", 403))
+    with pytest.raises(StorageError):
+        await upload.request(storage, last=True)
+    s3.faulty.clear()
+
+    assert upload.offset == PART
+    assert len(s3.multiparts()) == 1
+    await upload.request(storage, last=True)
+    assert s3.body(await upload.complete(storage)) == upload.data
+
+
+async def test_e3_a_multipart_whose_abort_fails_is_found(s3: Bucket) -> None:
+    """E3: A multipart upload that could not be aborted after its first part had failed is the sweep's."""
     storage = await s3.adapter()
     upload = Upload(some_bytes(PART + 1))
-    s3.faulty.fault("upload_part", times=None, what=error("AccessDenied", 403))
+    for kind in ("upload_part", "abort_multipart_upload"):
+        s3.faulty.fault(kind, times=None, what=error("AccessDenied", 403))
     with pytest.raises(StorageError):
         await upload.request(storage)
     s3.faulty.clear()

@@ -44,6 +44,23 @@ async def test_o3_every_size_becomes_that_file(s3: Bucket, size: int, request_by
     assert not s3.multiparts()
 
 
+async def test_o3_smaller_parts_go_on_with_an_upload_of_larger_tails(s3: Bucket) -> None:
+    """O3: Tails of a first part that was to be 12 MiB are not cut again when parts are to be 5 MiB: no gap, no loss."""
+    before, after = await s3.adapter(part_bytes=12 * MIB), await s3.adapter(part_bytes=PART)
+    upload = Upload(some_bytes(20 * MIB))
+    for _ in range(2):
+        await upload.request(before, 5 * MIB + 512 * 2**10)
+    assert [part.key[0] for part in upload.ledger] == ["o", "o"]
+    forget_tails(after)
+    for size in (2 * MIB, None):
+        await upload.request(after, size, last=size is None)
+    stored = await upload.complete(after)
+
+    assert s3.body(stored) == upload.data
+    assert upload.ledger[0].end == 11 * MIB
+    assert s3.objects() == {stored.key: len(upload.data)}
+
+
 ODD = 123
 
 

@@ -14,7 +14,8 @@ from service.storage.s3.client import Fault, StoreRefused
 from tests.contract.buckets import MIB, PART, Bucket, Upload, bucket_of, forget_tails, some_bytes
 from tests.contract.storage_values import content
 from tests.stores import faults
-from tests.stores.faults import cut_reply, cut_request, error, lose_reply, slow_down, status
+from tests.stores.calls import Call, Kind
+from tests.stores.faults import Answer, cut_reply, cut_request, error, lose_reply, slow_down, status
 from tests.stores.faulty import FaultyStore
 from tests.stores.servers import Store
 
@@ -132,6 +133,16 @@ async def test_k3_an_upload_keeps_its_checksums_when_the_store_changes_its_mind(
 # calls that fail in passing
 
 
+class Page(faults.Fault):
+    """A router answers with a page of its own, because it does not know the store at the moment."""
+
+    takes_over = True
+
+    def answer(self, call: Call) -> Answer:
+        """See `Fault.answer`."""
+        return Answer(404, b"<!doctype html><html><head><title>404</title></head>", (("Content-Type", "text/html"),))
+
+
 @pytest.mark.parametrize(
     "what",
     [
@@ -142,8 +153,9 @@ async def test_k3_an_upload_keeps_its_checksums_when_the_store_changes_its_mind(
         cut_request(1000),
         lose_reply(),
         error("RequestTimeout", 400),
+        Page(),
     ],
-    ids=["500", "SlowDown", "Retry-After", "429", "cut", "reply lost", "RequestTimeout"],
+    ids=["500", "SlowDown", "Retry-After", "429", "cut", "reply lost", "RequestTimeout", "404 of a router"],
 )
 @pytest.mark.parametrize("kind", ["put_object", "upload_part"])
 async def test_a_passing_failure_is_not_noticed(s3: Bucket, kind: str, what: faults.Fault) -> None:
@@ -154,6 +166,26 @@ async def test_a_passing_failure_is_not_noticed(s3: Bucket, kind: str, what: fau
     await upload.request(storage)
 
     assert s3.kinds()[kind] == 3
+    assert s3.body(await upload.complete(storage)) == upload.data
+
+
+@pytest.mark.parametrize("what", [status(404), Page()], ids=["bare", "page"])
+@pytest.mark.parametrize("kind", ["put_object", "upload_part", "create_multipart_upload", "get_object"])
+async def test_c2_a_404_that_is_not_the_stores_loses_nothing(s3: Bucket, kind: Kind, what: faults.Fault) -> None:
+    """C2: A 404 without a code of S3's is tried again, then worth a retry; the upload goes on when it is over."""
+    storage = await s3.adapter()
+    upload = Upload(some_bytes(PART))
+    await upload.request(storage, MIB)
+    forget_tails(storage)
+    s3.faulty.clear()
+    s3.faulty.fault(kind, times=None, what=what)
+    with pytest.raises(StorageUnavailable):
+        await upload.request(storage, MIB if kind == "put_object" else None)
+    assert s3.kinds()[kind] == 6
+
+    s3.faulty.clear()
+    assert upload.offset == MIB
+    await upload.request(storage)
     assert s3.body(await upload.complete(storage)) == upload.data
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import sys
@@ -108,6 +109,39 @@ def test_revision_is_the_newest(url: str) -> None:
     """The code expects the schema that the newest migration makes."""
     with closing(sqlite3.connect(path_of(url))) as connection:
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(schema.REVISION,)]
+
+
+async def identity(url: str) -> str:
+    """Which database that is."""
+    store = SqlMetadata(url, durability="none")
+    await store.open()
+    try:
+        return await store.identity()
+    finally:
+        await store.close()
+
+
+async def test_each_database_has_an_identity_of_its_own(url: str, tmp_path: Path) -> None:
+    """Two databases never have the same one; the same database keeps its own over a migration."""
+    other = f"sqlite:///{tmp_path}/other.db"
+    await asyncio.to_thread(migrate, other)
+    first = await identity(url)
+    assert first != await identity(other)
+    await asyncio.to_thread(migrate, url)
+    assert await identity(url) == first
+
+
+async def test_a_database_of_the_first_version_gets_an_identity(url: str) -> None:
+    """One that was made before databases had any is given it by the migration, and keeps its rows."""
+    with closing(sqlite3.connect(path_of(url))) as connection:
+        connection.execute("DROP TABLE identity")
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+        connection.execute("INSERT INTO links VALUES ('backend', 'kept', 0, '[]', 0, 0, 1)")
+        connection.commit()
+    await asyncio.to_thread(migrate, url)
+    assert len(await identity(url)) == 32
+    with closing(sqlite3.connect(path_of(url))) as connection:
+        assert connection.execute("SELECT jti FROM links").fetchall() == [("kept",)]
 
 
 def test_migrate_makes_file_and_directory(tmp_path: Path) -> None:

@@ -74,13 +74,15 @@ def _mend() -> None:
     """moto does three things as other stores do them.
 
     1. The listing of multipart uploads tells when they began; moto says 2010, so each would look abandoned.
-    2. A part for a multipart upload that is gone is a NoSuchUpload; moto's KeyError becomes a 500.
+    2. A part for a multipart upload that is gone, and its completion, is a NoSuchUpload; moto's KeyError
+       becomes a 500.
     3. An object that was replaced is dropped in silence; moto's ResourceWarning would be an error in
        whatever test runs then.
     """
     if moto.s3.models.FakeMultipart is _Multipart:
         return
     listed, put = moto.s3.responses.S3Response.list_multipart_uploads, S3Backend.upload_part
+    complete = S3Backend.complete_multipart_upload
 
     def list_multipart_uploads(response: Any) -> Any:
         status, headers, body = listed(response)
@@ -99,7 +101,13 @@ def _mend() -> None:
             raise NoSuchUpload(upload_id=multipart_id)
         return put(backend, bucket_name, multipart_id, part_id, value)
 
+    def complete_multipart_upload(backend: S3Backend, bucket_name: str, multipart_id: str, body: Any) -> FakeKey | None:
+        if multipart_id not in backend.get_bucket(bucket_name).multiparts:
+            raise NoSuchUpload(upload_id=multipart_id)
+        return complete(backend, bucket_name, multipart_id, body)
+
     setattr(moto.s3.models, "FakeMultipart", _Multipart)  # noqa: B010
     setattr(moto.s3.responses.S3Response, "list_multipart_uploads", list_multipart_uploads)  # noqa: B010
     setattr(S3Backend, "upload_part", upload_part)  # noqa: B010
+    setattr(S3Backend, "complete_multipart_upload", complete_multipart_upload)  # noqa: B010
     setattr(FakeKey, "__del__", FakeKey.dispose)  # noqa: B010

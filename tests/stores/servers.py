@@ -54,6 +54,7 @@ class Store:
         self.access_key = f"AK{secrets.token_hex(8).upper()}"
         self.secret_key = secrets.token_urlsafe(30)
         self.port = 0
+        self._direct: S3Client | None = None
 
     @property
     def endpoint(self) -> str:
@@ -61,7 +62,11 @@ class Store:
 
     def client(self, endpoint: str | None = None) -> S3Client:
         """A client that tries once, gives up soon and adds no checksums of its own accord."""
-        return client(self, endpoint or self.endpoint)
+        if endpoint is not None:
+            return client(self, endpoint)
+        # it takes longer to make than many a test takes without it
+        self._direct = self._direct or client(self, self.endpoint)
+        return self._direct
 
     def environment(self) -> dict[str, str]:
         """What a process needs to use the store; nothing that this machine knows of AWS has a say in it."""

@@ -27,16 +27,16 @@ GIB = 2**30
     ],
 )
 def test_o4_the_size_of_a_part(most: int, wanted: int, align: int, size: int) -> None:
-    """O4: A part is as large as wanted, larger where 10,000 would not do, and whole blocks."""
+    """O4: A part is as large as wanted, larger where 9,999 would not do, and whole blocks."""
     assert parts.part_size(most, wanted=wanted, align=align) == size
 
 
 @given(st.integers(0, 5 * 2**40), st.integers(1, 64 * MIB), st.integers(1, 64 * MIB))
-def test_o4_ten_thousand_parts_are_enough(most: int, wanted: int, align: int) -> None:
-    """O4: The largest upload has 10,000 parts at most, each of them large enough for any store."""
+def test_o4_fewer_than_ten_thousand_parts_are_enough(most: int, wanted: int, align: int) -> None:
+    """O4: The largest upload fills 9,999 parts at most, so that one more can begin; any store takes their size."""
     size = parts.part_size(most, wanted=wanted, align=align)
 
-    assert size * parts.MOST_PARTS >= most
+    assert size * (parts.MOST_PARTS - 1) >= most
     assert size >= parts.LEAST_PART_BYTES
     assert size % align == 0
 

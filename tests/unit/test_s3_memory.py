@@ -60,6 +60,35 @@ async def test_those_who_wait_are_served_in_order() -> None:
     assert memory.used == 10
 
 
+async def test_d2_more_than_the_limit_is_had_by_one_alone() -> None:
+    """D2: Who wants more than the limit waits until nothing else is taken, and whoever comes later until it is back."""
+    memory = Memory(10)
+    await memory.take(1)
+    huge, later = await waiting(memory, 12), await waiting(memory, 1)
+
+    assert not huge.done()
+    memory.give(1)
+    await huge
+    assert memory.used == 12
+    assert not later.done()
+    memory.give(12)
+    await later
+    assert memory.used == 1
+
+
+async def test_d2_more_than_the_limit_spills_all_that_is_gathered() -> None:
+    """D2: Nobody who waits for a slow client keeps a wish for more than the limit waiting."""
+    memory = Memory(10)
+    slow, slower = Filling(memory, 6), Filling(memory, 4)
+    huge = await waiting(memory, 12)
+
+    assert (slow.spilled, slower.spilled) == (6, 4)
+    slow.stored()
+    slower.stored()
+    await huge
+    assert memory.used == 12
+
+
 async def test_a_wait_that_is_cancelled_takes_nothing() -> None:
     """Who gave up waiting keeps nobody else waiting, and holds nothing."""
     memory = Memory(10)

@@ -11,7 +11,7 @@ import pytest
 
 from service.model import State
 from tests.contract.buckets import some_bytes
-from tests.stores.calls import Call
+from tests.stores.calls import Call, Kind
 from tests.stores.faults import Cut, after, before, error, hang, hold, lose_reply, status
 from tests.stores.faulty import FaultyStore
 from tests.stores.servers import Store
@@ -212,6 +212,39 @@ async def test_c2_a_tail_that_vanished_is_a_lost_upload(s3: S3Site) -> None:
     assert (await s3.patch(path, MIB, CONTENT[MIB:])).status == 410
     assert (await s3.here.head(path)).status == 410
     s3.assert_only_files()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["put_object", "upload_part", "create_multipart_upload", "get_object", "complete_multipart_upload"],
+)
+async def test_c2_a_404_of_a_router_loses_no_upload(s3: S3Site, kind: Kind) -> None:
+    """C2: While a router before the store says 404, clients are to come again; then the file is made all the same."""
+    path = await s3.here.create(len(CONTENT))
+    assert (await s3.patch(path, 0, CONTENT[:MIB])).status == 204
+    (tail,) = s3.bucket.tails()
+    s3.memory.forget(tail)
+    s3.faulty.fault(kind, what=status(404), times=None)
+    content = CONTENT[MIB : 2 * MIB] if kind == "put_object" else CONTENT[MIB:]
+    answer = await s3.patch(path, MIB, content)
+    assert (answer.status, answer.slug, answer.headers["Retry-After"]) == (503, "storage-unavailable", "5")
+    s3.faulty.clear()
+    if await s3.state(path) is State.FINISHING:
+        await s3.sweep()
+    else:
+        offset = (await s3.here.head(path)).offset
+        assert offset == MIB
+        assert (await s3.patch(path, offset, CONTENT[offset:])).status == 204
+    await assert_one_file(s3, path)
+
+
+async def test_c2_a_404_to_one_head_loses_no_file(s3: S3Site) -> None:
+    """C2: A HEAD that is answered 404 right after Complete succeeded does not end the upload."""
+    path = await s3.here.create(len(CONTENT))
+    s3.faulty.fault("head_object", what=status(404))
+    answer = await s3.patch(path, 0, CONTENT)
+    assert (answer.status, answer.offset) == (204, len(CONTENT))
+    await assert_one_file(s3, path)
 
 
 # --- C5: concatenation ----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ up whole and the segments are dropped. `naming` tells what lies where.
     leftovers what lies in the bucket that nobody needs; listed, removed
     reading   ranges, one piece ahead
     probing   what the store can
+    owning    which database the place belongs to
     doctor    what an operator should know
 
 Guarantees. The ledger in the metadata store says which parts and segments count, with ETag, digest
@@ -22,6 +23,9 @@ after the part that swallows it is committed. An object becomes a file only by t
 committed, and its size is looked at before anyone may read it. A writer that was asleep looks at
 its lease before each part, and everything else it makes has a name of its own; a part that it
 replaces all the same makes completion fail, never a mix (lesson L2).
+
+An object `attachd-owner` below the prefix names the database whose files these are; with another
+one nothing is read, written or removed.
 
 Not guaranteed. Bytes of an unfinished part are in memory for up to 30 s, unacknowledged. What a
 process left that died is removed when its upload ends, or by the sweep, an hour later at the

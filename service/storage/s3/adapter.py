@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
+from typing import Final
 
 import structlog
+from botocore.exceptions import BotoCoreError
 
 from service.clock import Clock
 from service.model import Part, UploadId
@@ -20,10 +23,11 @@ from service.storage.base import (
     Stored,
 )
 from service.storage.parts import part_size
-from service.storage.s3 import leftovers, naming, reading
+from service.storage.s3 import leftovers, naming, owning, reading
+from service.storage.s3.advice import why
 from service.storage.s3.appender import S3Appender
 from service.storage.s3.calls import Calls, Watch
-from service.storage.s3.client import S3Options, StoreRefused
+from service.storage.s3.client import S3Options, StoreRefused, answer_in
 from service.storage.s3.completing import Completer
 from service.storage.s3.joining import Joiner
 from service.storage.s3.memory import Memory
@@ -32,6 +36,14 @@ from service.storage.s3.segments import Segments
 from service.storage.threads import Threads
 
 log = structlog.get_logger(__name__)
+
+#: how long a start waits for the store
+_START_SECONDS: Final = 5.0
+#: between attempts to find the store, once a start has gone on without it
+_FIRST_WAIT_SECONDS: Final = 2.0
+_LONGEST_WAIT_SECONDS: Final = 30.0
+#: how long `close` waits for a call of these; one that hangs ends by itself
+_CLOSE_SECONDS: Final = 0.5
 
 
 def _nobody(operation: str, outcome: str, seconds: float) -> None:
@@ -47,6 +59,8 @@ class S3Storage:
         memory: for all that waits to be stored or read; at least six parts.
         most_bytes: the largest upload there may be.
         part_bytes: of a part, if 10,000 of them are enough.
+        owner: the identity of the database.
+        settled: whether the database knows of bytes that must be there.
         watch: is told of every call to the store.
         threads: calls of a kind (with a body; reads; others) that run at once.
     """
@@ -61,12 +75,21 @@ class S3Storage:
         *,
         most_bytes: int,
         part_bytes: int,
+        owner: str,
+        settled: bool,
         watch: Watch = _nobody,
         threads: int = 16,
     ) -> None:
+        self._bucket = options.bucket
         self._clock = clock
         #: whether it is known what the store can
         self._known = False
+        self._learning: asyncio.Task[None] | None = None
+        self._owner = owner
+        self._settled = settled
+        #: whether the place was found to be this database's
+        self._ours = False
+        self._claiming = asyncio.Lock()
         self._most_bytes = most_bytes
         self._part_bytes = part_bytes
         self._memory = memory
@@ -84,27 +107,95 @@ class S3Storage:
 
     async def open(self) -> None:
         """See `Storage.open`. A store that is only away now does not keep the service from starting."""
-        await self._workers.run(lambda: self._calls.connect(checksums=False))
         try:
-            await self.probe()
-        except StoreRefused as error:
-            raise StorageError(f"the bucket cannot be used ({error}); `attachd doctor` tells more") from error
-        except StorageUnavailable as error:
-            log.warning("storage_away", reason=str(error))
+            await self._workers.run(lambda: self._calls.connect(checksums=False))
+        except (BotoCoreError, ValueError) as error:
+            raise self._unusable(error) from None
+        learning = self._learning = asyncio.create_task(self._learn())
+        await asyncio.wait({learning}, timeout=_START_SECONDS)
+        reason = f"no answer within {_START_SECONDS:g} s"
+        if learning.done():
+            try:
+                await learning
+            except owning.NotOurs:
+                raise
+            except StoreRefused as error:
+                raise self._unusable(answer_in(error)) from None
+            except StorageError as error:
+                reason = str(error)
+            else:
+                return
+        log.warning("storage_away", reason=reason)
+        self._learning = asyncio.create_task(self._learn_later(learning, reason))
+
+    def _unusable(self, error: Exception) -> StorageError:
+        return StorageError(f"{why(error, bucket=self._bucket)} (`attachd doctor` tells more)")
+
+    async def _learn_later(self, attempt: Awaitable[None], reason: str) -> None:
+        """Returns when it is known what the store can. A reason that is new is logged: an operator may have to act."""
+        wait = _FIRST_WAIT_SECONDS
+        while True:
+            try:
+                await attempt
+            except StorageError as error:
+                if str(error) != reason:
+                    reason = str(error)
+                    log.warning("storage_away", reason=reason)
+            else:
+                return
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+            attempt = self._learn()
+
+    async def _learn(self) -> None:
+        """It is known what the store can. Raises StorageError: it is not."""
+        await self._calls.head_bucket()
+        try:
+            await self._own()
+            checked = await store_checks_checksums(self._calls)
+        except KeyError as error:
+            raise StoreRefused("what answers is no S3 store") from error
+        await self._workers.run(lambda: self._calls.connect(checksums=checked))
+        self._known = True
+        log.info("storage_found", checksums="crc32c" if checked else "none")
 
     async def close(self) -> None:
         """See `Storage.close`."""
+        if self._learning is not None:
+            self._learning.cancel()
+            await asyncio.wait({self._learning}, timeout=_CLOSE_SECONDS)
         self._calls.close()
         self._workers.close()
 
     async def probe(self) -> None:
-        """See `Storage.probe`. The first one that finds the store also finds out what it can."""
+        """See `Storage.probe`."""
         await self._calls.head_bucket()
+        await self._own()
         if not self._known:
-            checked = await store_checks_checksums(self._calls)
-            await self._workers.run(lambda: self._calls.connect(checksums=checked))
-            self._known = True
-            log.info("storage_found", checksums="crc32c" if checked else "none")
+            raise StorageUnavailable("it is not known yet what the store can")
+
+    async def _own(self, *, look: bool = False) -> None:
+        """The place is this database's: for all that changes it, or would take bytes elsewhere for lost.
+
+        A store that was away at the start is asked by whoever comes first.
+
+        Args:
+            look: ask, also where it was found to be ours: a new database that started at the same
+                time may have claimed it as well.
+
+        Raises:
+            NotOurs, StorageUnavailable: see `owning.claim`.
+        """
+        if self._ours and not look:
+            return
+        async with self._claiming:
+            if not self._ours or look:
+                try:
+                    await owning.claim(self._calls, self._owner, settled=self._settled and not self._ours)
+                except owning.NotOurs:
+                    self._ours = False
+                    raise
+                self._ours = True
 
     async def free_bytes(self) -> int | None:
         """See `Storage.free_bytes`. A bucket has no end."""
@@ -122,6 +213,7 @@ class S3Storage:
         fence: Fence | None = None,
     ) -> AsyncIterator[S3Appender]:
         """See `Storage.append`."""
+        await self._own()
         if fence is not None:
             await fence()
         appender = S3Appender(
@@ -143,20 +235,25 @@ class S3Storage:
         finally:
             await appender.close()
 
-    def read_upload(self, ledger: Sequence[Part], start: int, end: int) -> AsyncIterator[bytes]:
+    async def read_upload(self, ledger: Sequence[Part], start: int, end: int) -> AsyncIterator[bytes]:
         """See `Storage.read_upload`."""
-        return reading.read_upload(self._calls, self._memory, self._segments, ledger, start, end)
+        await self._own()
+        async for piece in reading.read_upload(self._calls, self._memory, self._segments, ledger, start, end):
+            yield piece
 
     async def concatenate(self, upload_id: UploadId, sources: Sequence[Sequence[Part]], *, epoch: int) -> Receipt:
         """See `Storage.concatenate`."""
+        await self._own()
         return await self._joiner.concatenate(upload_id, sources, epoch=epoch)
 
     async def complete(self, upload_id: UploadId, ledger: Sequence[Part], *, epoch: int) -> Stored:
         """See `Storage.complete`."""
+        await self._own()
         return await self._completer.complete(upload_id, ledger, epoch=epoch)
 
     async def discard(self, upload_id: str, *, finished: bool = False) -> None:
         """See `Storage.discard`."""
+        await self._own()
         name = naming.name_of(upload_id)
         self._segments.forget(name)
         await leftovers.remove(self._calls, name, spare=lambda key: not finished and naming.is_file(key))
@@ -166,15 +263,19 @@ class S3Storage:
         objects = [naming.object_in(key) for key in keys]
         if not all(naming.name_in(key) == naming.name_of(upload_id) for key in objects):
             raise ValueError("a key of another upload")
+        await self._own()
         await self._segments.drop(objects)
 
     async def delete(self, key: str) -> None:
         """See `Storage.delete`."""
+        await self._own()
         await self._calls.delete(key)
 
-    def held(self, *, older_than: float) -> AsyncIterator[Held]:
+    async def held(self, *, older_than: float) -> AsyncIterator[Held]:
         """See `Storage.held`."""
-        return leftovers.held(self._calls, older_than=older_than)
+        await self._own(look=True)
+        async for found in leftovers.held(self._calls, older_than=older_than):
+            yield found
 
     def proxy_path(self, key: str) -> str | None:
         """See `Storage.proxy_path`."""
@@ -187,6 +288,7 @@ class S3Storage:
     @asynccontextmanager
     async def open_file(self, key: str) -> AsyncIterator[reading.S3File]:
         """See `Storage.open_file`."""
+        await self._own()
         size = await self._calls.size(key)
         if size is None:
             raise StorageShort("the file is not there")

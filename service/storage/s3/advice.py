@@ -1,4 +1,4 @@
-"""What a failed call of the doctor's says, and what its operator can do about it.
+"""What a failed call of the doctor's, or of a start, says, and what its operator can do about it.
 
 A store's answer is a code; where none came, the exception's type tells what was in the way. The
 words name the setting, the variable of the AWS chain or the right that is missing.
@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from botocore import exceptions
 
+from service.storage.s3.client import Fault, fault_of
+
 _CREDENTIALS: Final = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role (the usual AWS chain)"
 )
@@ -20,7 +22,9 @@ _CLOCK: Final = "set this machine's clock by NTP"
 _RENEW: Final = "the temporary credentials have ended: renew AWS_SESSION_TOKEN and the keys that came with it"
 _FULL: Final = "the store is full, or the account's quota is used up: make room"
 _BUSY: Final = "the store asks for patience: run doctor again, and ask its operator if it stays so"
+_AILING: Final = "the store, or a proxy before it, cannot at the moment: run doctor again, and ask its operator"
 
+#: of refusals; all else is told by the kind of the fault
 _BY_CODE: Final = {
     "NoSuchBucket": "create the bucket, or correct ATTACHD_S3_BUCKET or ATTACHD_S3_ENDPOINT",
     "InvalidBucketName": "correct ATTACHD_S3_BUCKET",
@@ -37,22 +41,26 @@ _BY_CODE: Final = {
     "PermanentRedirect": f"{_REGION}, or ATTACHD_S3_ENDPOINT to its address",
     "301": f"{_REGION}, or ATTACHD_S3_ENDPOINT to its address",
     "IllegalLocationConstraintException": _REGION,
-    "QuotaExceeded": _FULL,
-    "XMinioStorageFull": _FULL,
-    "507": _FULL,
-    "SlowDown": _BUSY,
-    "ServiceUnavailable": _BUSY,
-    "503": _BUSY,
-    "InternalError": _BUSY,
 }
 _DENIED: Final = frozenset({"AccessDenied", "AllAccessDisabled", "Forbidden", "403", "Unauthorized", "401"})
-_LACKING: Final = frozenset({"NotImplemented", "MethodNotAllowed", "501", "405"})
+_BY_KIND: Final[dict[str, str]] = {"full": _FULL, "throttled": _BUSY, "unavailable": _AILING}
+#: by S3's name of the operation
+_RIGHTS: Final = {
+    "HeadBucket": "s3:ListBucket",
+    "ListObjectsV2": "s3:ListBucket",
+    "HeadObject": "s3:GetObject",
+    "GetObject": "s3:GetObject",
+    "DeleteObject": "s3:DeleteObject",
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
+}
 #: no call will do better than the one that failed so
 _FOR_GOOD: Final = frozenset({
     "NoSuchBucket", "InvalidBucketName", "InvalidAccessKeyId", "XAdminUserNotFound", "SignatureDoesNotMatch",
     "InvalidToken", "ExpiredToken", "TokenRefreshRequired", "RequestTimeTooSkewed", "AuthorizationHeaderMalformed",
     "PermanentRedirect", "301", "IllegalLocationConstraintException",
 })  # fmt: skip
+#: bad requests that say nothing of the body: its connection was slow, or was cut
+_CUT_SHORT: Final = frozenset({"RequestTimeout", "IncompleteBody"})
 _MOST_WORDS: Final = 160
 OTHER_STORE: Final = "the store does not do as S3 does: use another, or another version of it"
 
@@ -84,6 +92,26 @@ def for_good(error: Exception) -> bool:
     return not isinstance(error, exceptions.ClientError | Wrong) or code_of(error) in _FOR_GOOD
 
 
+def about_checksum(error: Exception) -> bool:
+    """Whether the store refuses the body for its checksum, or for having one: not who sent it, nor for the moment."""
+    if not isinstance(error, exceptions.ClientError):
+        return False
+    response: Any = error.response
+    bad = response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (400, 501)
+    return bad and code_of(error) not in _DENIED | _FOR_GOOD | _CUT_SHORT
+
+
+def head_alone(error: Exception) -> Wrong:
+    """What it means that the bucket is refused to HEAD, and can be listed."""
+    return Wrong(f"HEAD of the bucket: {code_of(error)}", "allow HEAD in the proxy before the store")
+
+
+def why(error: Exception, *, bucket: str) -> str:
+    """What was found and what to do, in one line; the right is that of the call that failed."""
+    right = _RIGHTS.get(getattr(error, "operation_name", ""), "s3:PutObject")
+    return " -> ".join(explain(error, bucket=bucket, right=right))
+
+
 def explain(error: Exception, *, bucket: str, right: str) -> tuple[str, str]:
     """What was found, and what to do.
 
@@ -104,14 +132,17 @@ def _answered(error: exceptions.ClientError, bucket: str, right: str) -> tuple[s
     response: Any = error.response
     code, message = code_of(error), str(response.get("Error", {}).get("Message", ""))
     found = one_line(f"{code}: {message}" if message and message != code else code)
+    fault: Fault = fault_of(error)
     if code in _DENIED:
         return found, f"allow {right} on the bucket {bucket}"
-    if code in _LACKING:
+    if fault.kind == "lacking":
         return found, f"the store lacks what {right} allows on AWS, which attachd needs: use another store"
     if code.startswith("KMS."):
         return found, "allow kms:GenerateDataKey and kms:Decrypt on the key that encrypts the bucket"
     if code == "SignatureDoesNotMatch" and "region" in message.lower():
         return found, _REGION
+    if fault.kind in _BY_KIND:
+        return found, _BY_KIND[fault.kind]
     headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     region = response.get("Error", {}).get("Region") or headers.get("x-amz-bucket-region")
     advice = _BY_CODE.get(code, f"look this code up in the store's documents; attachd needs {right}")

@@ -24,6 +24,7 @@ from service.storage.base import Fence, Observer, Receipt, StorageError, Storage
 from service.storage.parts import MOST_PARTS, merged_segments
 from service.storage.s3 import naming
 from service.storage.s3.calls import Calls
+from service.storage.s3.chunks import Chunks
 from service.storage.s3.memory import Memory
 from service.storage.s3.segments import Segments, digest_of
 from service.storage.threads import Threads
@@ -40,10 +41,10 @@ class _Slot:
 
     index: int
     start: int
+    #: what follows the segments, and what of it is just becoming one
+    buffer: Chunks
     #: stored pieces of it, from its start on, in order, without gaps
     segments: list[Part] = field(default_factory=list)
-    #: what follows them, and what of it is just becoming one
-    buffer: bytearray = field(default_factory=bytearray)
     gathered_at: float = 0.0
     spilling: asyncio.Task[None] | None = None
     part: Part | None = None
@@ -54,11 +55,6 @@ class _Slot:
     def stored(self) -> int:
         """The end of the segments."""
         return self.segments[-1].end if self.segments else self.start
-
-    def take_buffer(self) -> bytearray:
-        """What is gathered, which is the caller's now."""
-        buffer, self.buffer = self.buffer, bytearray()
-        return buffer
 
 
 class S3Appender:
@@ -104,11 +100,19 @@ class S3Appender:
         self._creating = asyncio.Lock()
         self._end = self._start
         #: those of this request, the last one filling
-        self._slots = [_Slot(len(parts), parts[-1].end if parts else 0, list(ledger[len(parts) :]))]
+        self._slots = [self._slot(len(parts), parts[-1].end if parts else 0, ledger[len(parts) :])]
         self._gathering = False
         self._under_way: set[asyncio.Task[None]] = set()
         self._failed: Exception | None = None
         memory.join(self)
+
+    def _slot(self, index: int, start: int, segments: Sequence[Part] = ()) -> _Slot:
+        return _Slot(index, start, self._segments.chunks(), list(segments))
+
+    def _taken(self, slot: _Slot) -> Chunks:
+        """What the slot has gathered, which is the caller's now."""
+        buffer, slot.buffer = slot.buffer, self._segments.chunks()
+        return buffer
 
     # --- writing ------------------------------------------------------------------------------
 
@@ -134,7 +138,7 @@ class S3Appender:
         def work() -> None:
             if self._observe is not None:
                 self._observe(piece)
-            slot.buffer.extend(piece)
+            slot.buffer.append(piece)
             self._end += len(piece)
 
         if not slot.buffer:
@@ -158,7 +162,7 @@ class S3Appender:
             self._raise_if_failed()
         if slot.index + 1 >= MOST_PARTS:
             raise StorageFull("a multipart upload has 10,000 parts at most")
-        self._slots.append(_Slot(slot.index + 1, slot.start + self._part_bytes))
+        self._slots.append(self._slot(slot.index + 1, slot.start + self._part_bytes))
         self._send(slot, whole=False)
 
     # --- telling ------------------------------------------------------------------------------
@@ -225,14 +229,14 @@ class S3Appender:
 
     def _spill(self, slot: _Slot) -> None:
         """What the slot has gathered starts to become a segment, after what is becoming one already."""
-        buffer = slot.take_buffer()
+        buffer = self._taken(slot)
         slot.spilling = self._begin(self._store(slot, buffer, after=slot.spilling), holding=len(buffer))
 
     def _send(self, slot: _Slot, *, whole: bool) -> None:
         """The slot starts to become a part, or the `whole` file."""
         head = slot.stored - slot.start
         if slot.spilling is None and (not head or self._memory.try_take(head)):
-            buffer = slot.take_buffer()
+            buffer = self._taken(slot)
             self._begin(self._upload(slot, buffer, whole=whole), holding=head + len(buffer))
             return
         # no waiting for memory with memory in hand: all of it becomes segments, which are joined later
@@ -255,7 +259,7 @@ class S3Appender:
         task.add_done_callback(over)
         return task
 
-    async def _store(self, slot: _Slot, buffer: bytearray, *, after: asyncio.Task[None] | None) -> None:
+    async def _store(self, slot: _Slot, buffer: Chunks, *, after: asyncio.Task[None] | None) -> None:
         await self._over(after)
         sizes = [segment.end - segment.start for segment in slot.segments]
         count = merged_segments(sizes, len(buffer), part=self._part_bytes)
@@ -282,11 +286,11 @@ class S3Appender:
         await self._memory.take(size)
         self._memory.leave(size)
         try:
-            await self._upload(slot, bytearray(), whole=whole)
+            await self._upload(slot, self._segments.chunks(), whole=whole)
         finally:
             self._memory.give(size, leaving=True)
 
-    async def _upload(self, slot: _Slot, buffer: bytearray, *, whole: bool) -> None:
+    async def _upload(self, slot: _Slot, buffer: Chunks, *, whole: bool) -> None:
         body = await self._segments.joined(slot.segments, buffer)
         digest = await self._workers.run(lambda: digest_of(body))
         number, end = slot.index + 1, slot.start + len(body)
@@ -303,6 +307,7 @@ class S3Appender:
             key = naming.multipart_part_key(self._name, multipart)
         slot.replaced += [part.key for part in slot.segments]
         slot.part = Part(number, slot.start, end, key, etag, digest, self._epoch)
+        body.recycle()
 
     async def _multipart_id(self) -> str:
         """The multipart upload; made when the first part is there, so that small files have none."""
@@ -325,9 +330,9 @@ class S3Appender:
 
     async def close(self) -> None:
         """Nothing is on its way any more, and nothing gathered."""
-        self._memory.part(self)
+        self._memory.withdraw(self)
         for slot in self._slots:
-            self._memory.give(len(slot.take_buffer()))
+            self._memory.give(len(self._taken(slot)))
         cancelled: asyncio.CancelledError | None = None
         while self._under_way:
             for task in self._under_way:

@@ -9,6 +9,7 @@ orphan that is found by its key.
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import random
 from base64 import b64encode
@@ -26,7 +27,18 @@ from service import hashing
 from service.clock import Clock
 from service.storage.base import Fence, StorageShort
 from service.storage.s3 import naming
-from service.storage.s3.client import Fault, S3Options, StoreLacks, StoreRefused, fault_of, make_client, translated
+from service.storage.s3.advice import head_alone
+from service.storage.s3.chunks import Chunks, pieces_of
+from service.storage.s3.client import (
+    Fault,
+    S3Options,
+    StoreLacks,
+    StoreRefused,
+    answer_in,
+    fault_of,
+    make_client,
+    translated,
+)
 from service.storage.threads import Threads
 
 if TYPE_CHECKING:
@@ -43,7 +55,7 @@ _PATIENCE_SECONDS: Final = 45.0
 _FIRST_WAIT_SECONDS: Final = 0.2
 _LONGEST_WAIT_SECONDS: Final = 10.0
 #: what a store says of an object that is fetched without attachd's word on it (lesson G3)
-_SHOWN: Final[Any] = {"ContentType": "application/octet-stream", "ContentDisposition": "attachment"}
+SHOWN: Final[Any] = {"ContentType": "application/octet-stream", "ContentDisposition": "attachment"}
 _FAILURES: Final = (BotoCoreError, ClientError, HTTPError, OSError)
 _OUTCOMES: Final[Mapping[str, str]] = {
     "missing": "short",
@@ -74,6 +86,16 @@ class Page:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Clients:
+    """Of one session; `sender` is for calls with a body, `public` for URLs that clients will use."""
+
+    session: boto3.session.Session
+    any: S3Client
+    sender: S3Client
+    public: S3Client
+
+
 class Calls:
     """The store's operations below one prefix of one bucket."""
 
@@ -85,30 +107,33 @@ class Calls:
         self._senders = Threads(threads, "attachd-s3-send")
         self._readers = Threads(threads, "attachd-s3-read")
         self._others = Threads(threads, "attachd-s3")
-        self._session: boto3.session.Session | None = None
-        self._client: S3Client | None = None
-        #: for calls with a body
-        self._sender: S3Client | None = None
-        self._public: S3Client | None = None
+        #: of a call that asks for no other number
+        self.attempts = _ATTEMPTS
+        self._made: _Clients | None = None
         #: whether the store checks the CRC-32C that comes with a body
         self.checksums = False
 
     def connect(self, *, checksums: bool) -> None:
-        """Makes the clients. Blocks: reads the AWS configuration."""
+        """Makes the clients. Blocks: reads the AWS configuration. Raises BotoCoreError, ValueError: it is wrong."""
         self.checksums = checksums
         # what TLS or a checksum protects on its way need not be hashed for the signature too
         secure = (self._options.endpoint or "https:").startswith("https:")
-        self._session = self._session or boto3.session.Session()
-        make = functools.partial(make_client, self._options, session=self._session)
-        self._client, self._sender = make(), make(sign_bodies=not (secure or checksums))
-        self._public = make(public=True)
+        session = self._made.session if self._made else boto3.session.Session()
+        make = functools.partial(make_client, self._options, session=session)
+        self._made = _Clients(session, make(), make(sign_bodies=not (secure or checksums)), make(public=True))
+
+    def once(self) -> Calls:
+        """The same calls as they are now, tried once where nothing else is asked for."""
+        view = copy.copy(self)
+        view.attempts = 1
+        return view
 
     def close(self) -> None:
         """No more calls; the running ones end by themselves."""
         for threads in (self._senders, self._readers, self._others):
             threads.close()
-        for client in (self._client, self._sender, self._public):
-            if client is not None:
+        if self._made is not None:
+            for client in (self._made.any, self._made.sender, self._made.public):
                 client.close()
 
     # --- one call -----------------------------------------------------------------------------
@@ -119,7 +144,7 @@ class Calls:
         call: Callable[[], T],
         *,
         threads: Threads | None = None,
-        attempts: int = _ATTEMPTS,
+        attempts: int | None = None,
         fence: Fence | None = None,
     ) -> T:
         """What the call returns. Raises StorageError, and what the fence does."""
@@ -137,7 +162,7 @@ class Calls:
                 fault = fault_of(error)
                 outcome = _OUTCOMES[fault.kind]
                 late = self._clock.monotonic() - first > _PATIENCE_SECONDS
-                if not fault.retry or attempt == attempts or late:
+                if not fault.retry or attempt == (attempts or self.attempts) or late:
                     # no traceback may show what the store or botocore say: it names endpoint and key (lesson A5)
                     raise translated(error, operation) from None
             else:
@@ -150,30 +175,37 @@ class Calls:
         return self._options.prefix + key
 
     @property
-    def _any(self) -> S3Client:
-        if self._client is None:
+    def _clients(self) -> _Clients:
+        if self._made is None:
             raise RuntimeError("the storage has not been opened")
-        return self._client
+        return self._made
 
     @property
-    def _sending(self) -> S3Client:
-        if self._sender is None:
-            raise RuntimeError("the storage has not been opened")
-        return self._sender
+    def _any(self) -> S3Client:
+        return self._clients.any
 
     # --- the bucket ---------------------------------------------------------------------------
 
-    async def head_bucket(self, *, attempts: int = 1) -> None:
-        """Returns if the bucket can be reached."""
+    async def head_bucket(self) -> None:
+        """Returns if the bucket can be reached; tried once. A refusal is in the store's own words."""
         try:
-            await self.run("head_bucket", lambda: self._any.head_bucket(Bucket=self._bucket), attempts=attempts)
-        except StorageShort as error:
-            raise StoreRefused("there is no such bucket") from error
+            await self.run("head_bucket", lambda: self._any.head_bucket(Bucket=self._bucket), attempts=1)
+        except (StorageShort, StoreRefused) as error:
+            refused = error
+        else:
+            return
+        # the answer to HEAD has no body, so its reason is only a number
+        await self.run(
+            "list_objects",
+            lambda: self._any.list_objects_v2(Bucket=self._bucket, Prefix=self._options.prefix, MaxKeys=1),
+            attempts=1,
+        )
+        raise StoreRefused(str(refused)) from head_alone(answer_in(refused))
 
     # --- objects ------------------------------------------------------------------------------
 
     async def put(
-        self, key: str, data: bytes | bytearray, *, checksum: str | None = None, attempts: int = _ATTEMPTS
+        self, key: str, data: bytes | Chunks, *, checksum: str | None = None, attempts: int | None = None
     ) -> str:
         """The object is there, whole; its ETag.
 
@@ -183,18 +215,19 @@ class Calls:
 
         def call() -> str:
             extra = {"ChecksumCRC32C": checksum} if checksum else self._checksum(data, checked=self.checksums)
-            return self._sending.put_object(
-                Bucket=self._bucket, Key=self._key(key), Body=cast(bytes, data), **_SHOWN, **cast(Any, extra)
+            return self._clients.sender.put_object(
+                Bucket=self._bucket, Key=self._key(key), Body=_body(data), **SHOWN, **cast(Any, extra)
             )["ETag"]
 
         return await self.run("put_object", call, threads=self._senders, attempts=attempts)
 
     @staticmethod
-    def _checksum(data: bytes | bytearray, *, checked: bool) -> dict[str, Any]:
+    def _checksum(data: bytes | Chunks, *, checked: bool) -> dict[str, Any]:
         if not checked:
             return {}
         crc = hashing.checksum("crc32c")
-        crc.update(memoryview(data))
+        for piece in pieces_of(data):
+            crc.update(memoryview(piece))
         return {"ChecksumCRC32C": b64encode(crc.digest()).decode("ascii")}
 
     async def get(self, key: str, start: int, end: int) -> bytes:
@@ -210,14 +243,31 @@ class Calls:
             raise StorageShort(f"get_object: {len(data)} bytes of {end - start}")
         return data
 
-    async def size(self, key: str) -> int | None:
-        """The object's size; None: there is none."""
+    async def whole(self, key: str) -> bytes | None:
+        """All of a small object; None: there is none, in the store's own words."""
+
+        def call() -> bytes:
+            found = self._any.get_object(Bucket=self._bucket, Key=self._key(key))
+            with found["Body"] as body:
+                return body.read()
+
+        try:
+            return await self.run("get_object", call, threads=self._readers)
+        except StorageShort:
+            return None
+
+    async def size(self, key: str, *, sure: bool = True) -> int | None:
+        """The object's size; None: there is none.
+
+        Args:
+            sure: None is the store's own word, for a call more; else it may be a router's before it.
+        """
         try:
             found = await self.run(
                 "head_object", lambda: self._any.head_object(Bucket=self._bucket, Key=self._key(key))
             )
         except StorageShort:
-            return await self._size_in_words(key)
+            return await self._size_in_words(key) if sure else None
         return found["ContentLength"]
 
     async def _size_in_words(self, key: str) -> int | None:
@@ -244,7 +294,7 @@ class Calls:
         extra: Any = {"ChecksumAlgorithm": "CRC32C"} if checked else {}
         made = await self.run(
             "create_multipart_upload",
-            lambda: self._any.create_multipart_upload(Bucket=self._bucket, Key=self._key(key), **_SHOWN, **extra),
+            lambda: self._any.create_multipart_upload(Bucket=self._bucket, Key=self._key(key), **SHOWN, **extra),
         )
         return made["UploadId"]
 
@@ -253,7 +303,7 @@ class Calls:
         key: str,
         multipart_id: str,
         number: int,
-        data: bytes | bytearray,
+        data: bytes | Chunks,
         *,
         checked: bool,
         fence: Fence | None = None,
@@ -266,12 +316,12 @@ class Calls:
 
         def call() -> str:
             extra = self._checksum(data, checked=checked)
-            made = self._sending.upload_part(
+            made = self._clients.sender.upload_part(
                 Bucket=self._bucket,
                 Key=self._key(key),
                 UploadId=multipart_id,
                 PartNumber=number,
-                Body=cast(bytes, data),
+                Body=_body(data),
                 **extra,
             )
             return naming.part_tag(made["ETag"], extra.get("ChecksumCRC32C"))
@@ -309,7 +359,7 @@ class Calls:
             attempts=attempts,
         )
 
-    async def abort_multipart(self, key: str, multipart_id: str, *, attempts: int = _ATTEMPTS) -> None:
+    async def abort_multipart(self, key: str, multipart_id: str, *, attempts: int | None = None) -> None:
         """The multipart upload and its parts are gone."""
         try:
             await self.run(
@@ -374,9 +424,7 @@ class Calls:
             "ResponseContentType": content_type,
             "ResponseContentDisposition": disposition,
         }
-        public = self._public
-        if public is None:
-            raise RuntimeError("the storage has not been opened")
+        public = self._clients.public
 
         def call() -> str:
             return str(public.generate_presigned_url("get_object", Params=parameters, ExpiresIn=seconds))
@@ -386,6 +434,13 @@ class Calls:
             return await self._others.run(call)
         except _FAILURES as error:
             raise translated(error, "presign") from None
+
+
+def _body(data: bytes | Chunks) -> Any:
+    """The data as botocore sends it, from its start."""
+    if isinstance(data, Chunks):
+        data.seek(0)
+    return data
 
 
 def _wait_seconds(attempt: int, fault: Fault) -> float:

@@ -128,6 +128,8 @@ _THROTTLED: Final = frozenset({
     "503", "429", "SlowDown", "SlowDownRead", "SlowDownWrite", "ServiceUnavailable", "Throttling",
     "ThrottlingException", "RequestLimitExceeded", "RequestThrottled", "TooManyRequests", "BandwidthLimitExceeded",
 })  # fmt: skip
+#: refusals whose status may be 404
+_REFUSED: Final = frozenset({"NoSuchBucket", "XAdminUserNotFound"})
 #: refusals that are of the moment, or of a body that was damaged on its way
 _PASSING: Final = frozenset({
     "RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "BadDigest", "InvalidDigest", "IncompleteBody",
@@ -161,7 +163,7 @@ def _answered(error: exceptions.ClientError) -> Fault:
     status = int(metadata.get("HTTPStatusCode") or 0)
     if code in _FULL or status == 507:
         return Fault("full", code, retry=False)
-    if code == "NoSuchBucket":
+    if code in _REFUSED:
         return Fault("refused", code, retry=False)
     if code in _MISSING or (status == 404 and error.operation_name in _BODILESS):
         return Fault("missing", code, retry=False)
@@ -170,7 +172,7 @@ def _answered(error: exceptions.ClientError) -> Fault:
         return Fault("unavailable", code, retry=True)
     if code in _THROTTLED or status in (429, 503):
         return Fault("throttled", code, retry=True, after_seconds=_after(metadata.get("HTTPHeaders", {})))
-    if status == 501:
+    if status in (405, 501):
         return Fault("lacking", code, retry=False)
     if code in _PASSING or status >= 500:
         return Fault("unavailable", code, retry=True)
@@ -197,3 +199,9 @@ def translated(error: Exception, what: str) -> StorageError:
             return StoreLacks(words)
         case _:
             return StorageUnavailable(words)
+
+
+def answer_in(error: StorageError) -> Exception:
+    """Botocore's error that it was translated from, for an operator who asks; tracebacks do not show it (lesson A5)."""
+    cause = error.__cause__ or error.__context__
+    return cause if isinstance(cause, Exception) else error

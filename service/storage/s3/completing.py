@@ -40,7 +40,8 @@ class Completer:
         key = _small_file(ledger) or naming.file_key(name)
         # nobody else has had the upload since these were stored, and the store has just said that it has them
         fresh = bool(ledger) and all(part.epoch == epoch for part in ledger)
-        found = None if fresh else await self._calls.size(key)
+        # to make again what is there does no harm; to put nothing in its place does
+        found = None if fresh else await self._calls.size(key, sure=not ledger)
         if found and not ledger:
             raise StorageStale("the upload is finished, and its ledger gone")
         if fresh and _small_file(ledger):
@@ -68,12 +69,12 @@ class Completer:
         size = sum(part.end - part.start for part in tails)
         await self._memory.take(size)
         try:
-            rest = await self._segments.joined(tails, bytearray())
+            rest = await self._segments.joined(tails, self._segments.chunks())
             if multipart is None:
                 await self._calls.put(key, rest)
                 return size
             tags = {part.number: part.etag for part in ledger if not _is_tail(part)}
-            if rest:
+            if len(rest):
                 last = len(tags) + 1
                 tags[last] = await self._calls.upload_part(key, multipart, last, rest, checked=_checked(ledger))
         finally:
@@ -84,7 +85,7 @@ class Completer:
     async def complete_parts(self, key: str, parts: Sequence[Part]) -> None:
         """The parts of a source that is joined are an object, as they are needed to be copied from."""
         size = parts[-1].end
-        if await self._calls.size(key) == size:
+        if await self._calls.size(key, sure=False) == size:
             return
         multipart = naming.multipart_of(parts[0])
         if multipart is None:

@@ -48,6 +48,8 @@ _STEPS: Final = (
     _Step("abort-rule", "s3:GetLifecycleConfiguration", Trials.abort_rule, needed=False),
     _Step("latency", "s3:GetObject", Trials.latency),
 )
+#: in place of all checks that are not made
+_REST: Final = Check("all others", None, "the bucket cannot be used")
 
 
 def examine(options: S3Options, *, upload_life: float, redirect: bool) -> Generator[Check]:
@@ -61,7 +63,7 @@ def examine(options: S3Options, *, upload_life: float, redirect: bool) -> Genera
         client, public = make_client(options), make_client(options, public=True)
     except Exception as error:  # noqa: BLE001 - whatever the AWS configuration makes of it
         yield Check("bucket", False, *explain(error, bucket=options.bucket, right="s3:ListBucket"))
-        yield from _skipped()
+        yield _REST
         return
     with contextlib.closing(client), contextlib.closing(public):
         trials = Trials(client, public, options, upload_life=upload_life)
@@ -74,28 +76,26 @@ def examine(options: S3Options, *, upload_life: float, redirect: bool) -> Genera
             yield Check("cleanup", False, f"{left} objects or multipart uploads are left behind", advice)
 
 
-def _skipped() -> Iterator[Check]:
-    for step in _STEPS:
-        yield Check(step.name, None, "the bucket cannot be used")
-
-
 def _tried(trials: Trials, bucket: str, *, redirect: bool) -> Iterator[Check]:
-    """The bucket first; if it can never be used, the others are skipped."""
+    """The bucket first. After a failure that every other check would find too, there is no other."""
     try:
         yield Check("bucket", True, trials.bucket())
     except Exception as error:  # noqa: BLE001 - as below
         yield Check("bucket", False, *explain(error, bucket=bucket, right="s3:ListBucket"))
         if for_good(error):
-            yield from _skipped()
+            yield _REST
             return
     for step in _STEPS:
-        yield _made(step, trials, bucket, needed=step.needed or (redirect and step.name == "presign"))
-
-
-def _made(step: _Step, trials: Trials, bucket: str, *, needed: bool) -> Check:
-    try:
-        found = step.run(trials)
-    except Exception as error:  # noqa: BLE001 - an answer that nobody expected is what this check has found
-        words, advice = explain(error, bucket=bucket, right=step.right)
-        return Check(step.name, False if needed else None, words, advice)
-    return found if isinstance(found, Check) else Check(step.name, True, found)
+        try:
+            found = step.run(trials)
+        except Exception as error:  # noqa: BLE001 - an answer that nobody expected is what this check has found
+            ends = for_good(error)
+            needed = step.needed or ends or (redirect and step.name == "presign")
+            words, advice = explain(error, bucket=bucket, right=step.right)
+            yield Check(step.name, False if needed else None, words, advice)
+            if ends:
+                if step is not _STEPS[-1]:
+                    yield _REST
+                return
+        else:
+            yield found if isinstance(found, Check) else Check(step.name, True, found)

@@ -13,6 +13,7 @@ from service.storage.base import Receipt, StorageError, StorageShort, StorageUna
 from service.storage.parts import Piece, copyable, joined_parts
 from service.storage.s3 import naming
 from service.storage.s3.calls import Calls
+from service.storage.s3.chunks import Chunks
 from service.storage.s3.completing import Completer
 from service.storage.s3.memory import Memory
 from service.storage.s3.segments import Segments
@@ -128,8 +129,7 @@ class Joiner:
         finally:
             self._memory.give(size)
 
-    async def _fetched(self, origins: Sequence[_Origin], pieces: Sequence[Piece]) -> bytearray:
-        body = bytearray()
-        for piece in pieces:
-            body += await self._calls.get(origins[piece.source].key, piece.start, piece.end)
+    async def _fetched(self, origins: Sequence[_Origin], pieces: Sequence[Piece]) -> Chunks:
+        body = self._segments.chunks()
+        body.prepend([await self._calls.get(origins[piece.source].key, piece.start, piece.end) for piece in pieces])
         return body

@@ -28,7 +28,9 @@ async def remove(calls: Calls, name: str, *, spare: Callable[[str], bool]) -> No
     work: list[Awaitable[None]] = []
     # a store that cannot list the ones still loses the others (lesson K3)
     if not isinstance(multiparts, BaseException):
-        work += [calls.abort_multipart(key, found.multipart_id) for found in multiparts if found.multipart_id]
+        # keys that only begin so are others'
+        ours = [found.multipart_id for found in multiparts if found.key == key and found.multipart_id]
+        work += [calls.abort_multipart(key, multipart) for multipart in ours]
     if not isinstance(objects, BaseException):
         work += [calls.delete(found.key) for found in objects if naming.is_ours(found.key) and not spare(found.key)]
     await _each(work)

@@ -11,6 +11,8 @@ import asyncio
 from collections import OrderedDict, deque
 from typing import Final, Protocol
 
+from service.storage.s3.chunks import Chunks
+
 
 class Gatherer(Protocol):
     """Holds bytes that nothing moves yet."""
@@ -38,14 +40,14 @@ class Memory:
         self._leaving = 0
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
         self._gatherers: set[Gatherer] = set()
-        self._kept: OrderedDict[str, bytes | bytearray] = OrderedDict()
+        self._kept: OrderedDict[str, bytes | Chunks] = OrderedDict()
         self._kept_bytes = 0
 
     def join(self, gatherer: Gatherer) -> None:
         """The gatherer may be asked to spill."""
         self._gatherers.add(gatherer)
 
-    def part(self, gatherer: Gatherer) -> None:
+    def withdraw(self, gatherer: Gatherer) -> None:
         """It is not asked any more."""
         self._gatherers.discard(gatherer)
 
@@ -121,19 +123,20 @@ class Memory:
 
     # --- tails that were just stored ----------------------------------------------------------
 
-    def keep(self, key: str, data: bytes | bytearray) -> None:
-        """The bytes of an immutable object are at hand as long as nobody needs the room."""
+    def keep(self, key: str, data: bytes | Chunks) -> bool:
+        """The bytes of an immutable object are at hand as long as nobody needs the room. Whether they are at all."""
         size = len(data)
         if size > self.limit // self._KEPT or self._waiting or self.used + size > self.limit:
-            return
+            return False
         while self._kept_bytes + size > self.limit // self._KEPT:
             self._forget_oldest()
         self.forget(key)
         self._kept[key] = data
         self._kept_bytes += size
         self.used += size
+        return True
 
-    def kept(self, key: str) -> bytes | bytearray | None:
+    def kept(self, key: str) -> bytes | Chunks | None:
         """The bytes of the object, if they are at hand."""
         data = self._kept.get(key)
         if data is not None:

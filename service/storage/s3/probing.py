@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Final
 
 from service.storage.base import StorageError
+from service.storage.s3.advice import about_checksum
 from service.storage.s3.calls import Calls
+from service.storage.s3.client import answer_in
 
 _KEY: Final = "attachd-probe"
 _BODY: Final = b"attachd" * 64
@@ -16,34 +19,41 @@ _WRONG: Final = "AAAAAA=="
 
 
 async def store_checks_checksums(calls: Calls) -> bool:
-    """Whether it refuses a wrong one, and takes a right one, in a multipart upload too.
+    """Whether it refuses a wrong one, and takes a right one, in a multipart upload too. Each call is made once.
 
     Some look-alikes refuse the header, and others take no notice of it and store damaged bytes.
+
+    Raises:
+        StorageError: a call failed for another reason, so it is not known.
     """
-    key = f"{_KEY}-{secrets.token_hex(8)}"
+    once, key = calls.once(), f"{_KEY}-{secrets.token_hex(8)}"
     try:
-        return await _refuses_wrong(calls, key) and await _takes_right(calls, key)
+        if await _taken(once.put(key, _BODY, checksum=_WRONG)):
+            return False
+        return await _taken(_put_in_parts(once, key)) and await once.size(key) == len(_BODY)
     finally:
-        with suppress(StorageError):
-            await calls.delete(key)
+        # RuntimeError: the storage was closed meanwhile
+        with suppress(StorageError, RuntimeError):
+            await once.delete(key)
 
 
-async def _refuses_wrong(calls: Calls, key: str) -> bool:
+async def _taken(sent: Awaitable[object]) -> bool:
+    """Whether the store took what was sent with its checksum. Raises StorageError: it is no answer to that."""
     try:
-        await calls.put(key, _BODY, checksum=_WRONG, attempts=1)
-    except StorageError:
-        return True
-    return False
+        await sent
+    except StorageError as error:
+        if about_checksum(answer_in(error)):
+            return False
+        raise
+    return True
 
 
-async def _takes_right(calls: Calls, key: str) -> bool:
-    multipart: str | None = None
+async def _put_in_parts(calls: Calls, key: str) -> None:
+    multipart = await calls.create_multipart(key, checked=True)
     try:
-        multipart = await calls.create_multipart(key, checked=True)
         tag = await calls.upload_part(key, multipart, 1, _BODY, checked=True)
         await calls.complete_multipart(key, multipart, {1: tag}, attempts=1)
-    except StorageError:
-        if multipart is not None:
+    except BaseException:
+        with suppress(StorageError, RuntimeError):
             await calls.abort_multipart(key, multipart)
-        return False
-    return await calls.size(key) == len(_BODY)
+        raise

@@ -15,6 +15,7 @@ from service.model import Part
 from service.storage.base import StorageShort
 from service.storage.s3 import naming
 from service.storage.s3.calls import Calls
+from service.storage.s3.chunks import pieces_of
 from service.storage.s3.memory import Memory
 from service.storage.s3.segments import Segments
 
@@ -79,8 +80,12 @@ async def read_upload(
             async for piece in read_object(calls, memory, naming.object_of(part), low, high):
                 yield piece
         else:
-            data = await segments.fetch(part)
-            yield bytes(memoryview(data)[low - part.start : high - part.start])
+            at = part.start
+            for held in pieces_of(await segments.fetch(part)):
+                wanted = memoryview(held)[max(0, low - at) : max(0, high - at)]
+                at += len(held)
+                if wanted:
+                    yield bytes(wanted)
 
 
 class S3File:

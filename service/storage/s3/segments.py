@@ -11,6 +11,7 @@ from service.model import Part
 from service.storage.base import StorageShort
 from service.storage.s3 import naming
 from service.storage.s3.calls import Calls
+from service.storage.s3.chunks import Chunks, Recycler, pieces_of
 from service.storage.s3.memory import Memory
 from service.storage.threads import Threads
 
@@ -18,10 +19,11 @@ from service.storage.threads import Threads
 _AT_ONCE: Final = 8
 
 
-def digest_of(data: bytes | bytearray) -> bytes:
+def digest_of(data: bytes | Chunks) -> bytes:
     """What the ledger keeps of every piece, so that damage at rest is seen when it is read back."""
     digest = hashing.checksum("xxh128")
-    digest.update(memoryview(data))
+    for piece in pieces_of(data):
+        digest.update(memoryview(piece))
     return digest.digest()
 
 
@@ -29,26 +31,34 @@ class Segments:
     """Stores, fetches and joins them. Those stored here are kept at hand while memory allows."""
 
     def __init__(self, calls: Calls, memory: Memory, workers: Threads) -> None:
+        # free buffers count against the limit too, as far as that is not used up
+        self._recycler = Recycler(lambda: memory.limit - memory.used)
         self._calls = calls
         self._memory = memory
         self._workers = workers
 
-    async def store(self, name: str, start: int, data: bytearray, *, epoch: int) -> Part:
+    def chunks(self) -> Chunks:
+        """A run of bytes, empty so far."""
+        return Chunks(self._recycler)
+
+    async def store(self, name: str, start: int, data: Chunks, *, epoch: int) -> Part:
         """A new segment; its number is for the caller to give."""
         key = naming.fresh_tail_key(name)
         digest = await self._workers.run(lambda: digest_of(data))
         etag = await self._calls.put(key, data)
         return Part(0, start, start + len(data), naming.object_part_key(key), etag, digest, epoch)
 
-    def keep(self, part: Part, data: bytearray) -> None:
+    def keep(self, part: Part, data: Chunks) -> None:
         """The segment's bytes, which the caller gives up, are at hand for whoever goes on with the upload."""
-        self._memory.keep(naming.object_of(part), data)
+        # those that were kept are never used again, since somebody may be about to send them
+        if not self._memory.keep(naming.object_of(part), data):
+            data.recycle()
 
     def forget(self, name: str) -> None:
         """No bytes of the upload are at hand any more."""
         self._memory.forget_all(f"{name}/")
 
-    async def fetch(self, part: Part) -> bytes | bytearray:
+    async def fetch(self, part: Part) -> bytes | Chunks:
         """All bytes of a segment.
 
         Raises:
@@ -64,21 +74,14 @@ class Segments:
         self._memory.keep(key, data)
         return data
 
-    async def joined(self, parts: Sequence[Part], rest: bytearray) -> bytearray:
-        """The segments' bytes and the rest after them, in one buffer; the rest's own is given up for it."""
-        pieces: list[bytes | bytearray] = []
+    async def joined(self, parts: Sequence[Part], rest: Chunks) -> Chunks:
+        """The segments' bytes before the rest; not copied."""
+        pieces: list[bytes | memoryview] = []
         for low in range(0, len(parts), _AT_ONCE):
-            pieces += await asyncio.gather(*(self.fetch(part) for part in parts[low : low + _AT_ONCE]))
-        if not pieces:
-            return rest
-
-        def join() -> bytearray:
-            # one allocation, of just the size: to put bytes before others takes three times as much for a while
-            whole = bytearray().join([*pieces, rest])
-            rest.clear()
-            return whole
-
-        return await self._workers.run(join)
+            for fetched in await asyncio.gather(*(self.fetch(part) for part in parts[low : low + _AT_ONCE])):
+                pieces += pieces_of(fetched)
+        rest.prepend(pieces)
+        return rest
 
     async def drop(self, keys: Sequence[str]) -> None:
         """The segments with these keys are gone."""

@@ -7,6 +7,7 @@ Nothing goes through the adapter: what is tried is the store, not our retries.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 import secrets
@@ -25,7 +26,17 @@ from botocore.exceptions import ClientError
 
 from service import hashing
 from service.storage.parts import LEAST_PART_BYTES
-from service.storage.s3.advice import OTHER_STORE, Wrong, code_of, denied, one_line
+from service.storage.s3.advice import (
+    OTHER_STORE,
+    Wrong,
+    about_checksum,
+    code_of,
+    denied,
+    for_good,
+    head_alone,
+    one_line,
+)
+from service.storage.s3.calls import SHOWN
 from service.storage.s3.client import S3Options
 
 if TYPE_CHECKING:
@@ -88,17 +99,19 @@ class Trials:
             with contextlib.suppress(Exception):
                 page = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=key)
                 self._multiparts.update((entry["Key"], entry["UploadId"]) for entry in page.get("Uploads", []))
+        removals: list[Callable[[], object]] = [
+            functools.partial(self._client.abort_multipart_upload, Bucket=self._bucket, Key=key, UploadId=multipart)
+            for key, multipart in self._multiparts
+        ]
+        removals += [functools.partial(self._client.delete_object, Bucket=self._bucket, Key=key) for key in self._keys]
         left = 0
-        for key, multipart in self._multiparts:
+        for tried, remove in enumerate(removals):
             try:
-                self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=multipart)
+                remove()
             except Exception as error:  # noqa: BLE001 - the others are removed all the same
+                if for_good(error):
+                    return left + len(removals) - tried
                 left += code_of(error) != "NoSuchUpload"
-        for key in self._keys:
-            try:
-                self._client.delete_object(Bucket=self._bucket, Key=key)
-            except Exception:  # noqa: BLE001 - as above
-                left += 1
         return left
 
     # --- the calls ----------------------------------------------------------------------------
@@ -161,7 +174,7 @@ class Trials:
         except ClientError as error:
             # the answer to HEAD has no body, so its reason is only a number
             self._client.list_objects_v2(Bucket=self._bucket, Prefix=self.base, MaxKeys=1)
-            raise Wrong(f"HEAD of the bucket: {code_of(error)}", "allow HEAD in the proxy before the store") from error
+            raise head_alone(error) from error
         return f"{self._bucket} at {self._client.meta.endpoint_url}"
 
     def clock(self) -> str | Check:
@@ -181,7 +194,8 @@ class Trials:
         return "less than a minute from the store's"
 
     def put(self) -> str:
-        self._write("small", self._small)
+        # as the adapter puts them: `presign` looks at it
+        self._write("small", self._small, **SHOWN)
         return f"{len(self._small)} bytes"
 
     def get(self) -> str:
@@ -206,13 +220,13 @@ class Trials:
             tag = self._send(key, multipart, 1, self._small, ChecksumCRC32C=_crc(self._small))
             self._finish(key, multipart, [{"ETag": tag, "ChecksumCRC32C": _crc(self._small)}])
         except ClientError as error:
-            if denied(error):
+            if not about_checksum(error):
                 raise
             return Check("checksum", True, f"a right CRC-32C is refused ({code_of(error)})", none)
         try:
             self._write("wrong", self._small, ChecksumCRC32C=_crc(self._small[1:]))
         except ClientError as error:
-            if denied(error):
+            if not about_checksum(error):
                 raise
             return f"CRC-32C is checked ({code_of(error)} for a wrong one)"
         return Check("checksum", True, "a wrong CRC-32C is not noticed", none)
@@ -278,7 +292,7 @@ class Trials:
             raise Wrong("an open multipart upload is not listed by its key", OTHER_STORE)
         return "unfinished multipart uploads are listed"
 
-    def presign(self) -> str:
+    def presign(self) -> str | Check:
         """As a client would: without credentials, and at the address that it will be given."""
         url = self._public.generate_presigned_url(
             "get_object",
@@ -303,8 +317,12 @@ class Trials:
             raise Wrong(one_line(f"no answer from {host}: {getattr(error, 'reason', error)}"), _PUBLIC) from None
         if body != self._small:
             raise Wrong(f"{host} sends other bytes for a presigned URL", _PUBLIC)
-        if headers.get("Content-Disposition") != _DISPOSITION:
-            raise Wrong("response-content-disposition is not honoured: files would open in the browser", _PROXY)
+        shown = headers.get("Content-Disposition", "")
+        if not shown.startswith("attachment"):
+            raise Wrong("no Content-Disposition comes with a presigned URL: files would open in the browser", _PROXY)
+        if shown != _DISPOSITION:
+            lost = "response-content-disposition is not honoured: files would be saved without their names and types"
+            return Check("presign", True, f"{host} serves a presigned URL; {lost}", _PROXY)
         return f"{host} serves a presigned URL, with the name it is given"
 
     def delete(self) -> str:
