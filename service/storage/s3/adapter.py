@@ -191,7 +191,7 @@ class S3Storage:
         async with self._claiming:
             if not self._ours or look:
                 try:
-                    await owning.claim(self._calls, self._owner, settled=self._settled and not self._ours)
+                    await owning.claim(self._calls.once(), self._owner, settled=self._settled and not self._ours)
                 except owning.NotOurs:
                     self._ours = False
                     raise
