@@ -127,6 +127,11 @@ class Bucket:
         return [call for call in self.faulty.calls if call.kind == kind]
 
 
+def share_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All adapters of a test have one session: it takes long to make, and keeps nothing but models of the API."""
+    monkeypatch.setattr(boto3.session, "Session", functools.cache(_Session))
+
+
 @contextlib.asynccontextmanager
 async def bucket_of(
     store: Store, name: str, faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch
@@ -134,8 +139,8 @@ async def bucket_of(
     """The bucket, for adapters that have the store's keys and are too busy to wait before they try again."""
     for variable, value in store.environment().items():
         monkeypatch.setenv(variable, value)
-    # a session keeps nothing but models, and a client nothing but connections, from one adapter to the next
-    monkeypatch.setattr(boto3.session, "Session", functools.cache(_Session))
+    share_models(monkeypatch)
+    # a client keeps nothing but connections from one adapter to the next
     monkeypatch.setattr(calls, "make_client", functools.cache(client.make_client))
     monkeypatch.setattr(calls, "_FIRST_WAIT_SECONDS", 0.001)
     monkeypatch.setattr(calls, "_LONGEST_WAIT_SECONDS", 0.01)

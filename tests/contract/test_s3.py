@@ -11,6 +11,7 @@ from service.clock import SystemClock, new_upload_id
 from service.model import Part, UploadId
 from service.storage.base import Storage, StorageShort
 from service.storage.s3 import Memory, S3Options, S3Storage
+from tests.contract.buckets import share_models
 from tests.contract.storage import StorageContract
 from tests.contract.storage_values import appended
 from tests.stores.servers import Store
@@ -47,11 +48,14 @@ class TestS3(StorageContract):
     async def storage(self, any_store: Store, bucket: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Storage]:
         for name, value in any_store.environment().items():
             monkeypatch.setenv(name, value)
+        share_models(monkeypatch)
         self._store, self._bucket = any_store, bucket
         self._open = [await make(any_store, bucket)]
         yield self._open[0]
         for storage in self._open:
             await storage.close()
+        # pytest keeps this object to the end of the run; the clients in it would be a gigabyte then
+        self._open.clear()
 
     def name_of(self, upload_id: UploadId) -> str:
         return upload_id[:15]

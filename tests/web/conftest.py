@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from aiohttp import web_app
 
 from service import logs
 from tests.web.harness import FakeClock, Site, site
@@ -24,6 +25,13 @@ def _plain_tracebacks() -> Iterator[None]:
     structlog.configure(processors=[*before["processors"][:-1], plain])
     yield
     structlog.configure(**before)
+
+
+@pytest.fixture(autouse=True)
+def _forgotten_services() -> Iterator[None]:
+    """aiohttp remembers the last thousand applications, each with a whole service: soon no collection is quick."""
+    yield
+    web_app._build_middlewares.cache_clear()
 
 
 @pytest.fixture
