@@ -31,7 +31,7 @@ def _plain_tracebacks() -> Iterator[None]:
 def _forgotten_services() -> Iterator[None]:
     """aiohttp remembers the last thousand applications, each with a whole service: soon no collection is quick."""
     yield
-    web_app._build_middlewares.cache_clear()
+    web_app._cached_build_middleware.cache_clear()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tests.stores.faulty import FaultyStore
 from tests.stores.servers import Store
 from tests.web.harness import OCTETS, TUS, b64
 from tests.web.s3_site import MIB, PART, S3Site, s3_site
-from tests.web.under_way import SteppedClock, begin_patch
+from tests.web.under_way import SteppedClock, begin_patch, until
 
 CONTENT: Final = some_bytes(2 * PART + 1)
 HOUR: Final = 3600
@@ -100,6 +100,8 @@ async def test_T_0D1_head_of_a_silent_writer_stores_its_tail(s3: S3Site) -> None
     """HEAD of an upload whose writer fell silent in the middle of a part answers from the stored tail."""
     path = await s3.here.create(len(CONTENT))
     line = await begin_patch(s3.here, path, 0, CONTENT[: 2 * MIB], length=len(CONTENT))
+    # while its bytes are on their way to storage a writer is not silent
+    await until(lambda: s3.in_hand == 2 * MIB)
     skip(s3, 2.5)
     answer = await s3.here.head(path)
     assert (answer.status, answer.offset) == (200, 2 * MIB)
