@@ -9,6 +9,8 @@ https://docs.sqlalchemy.org/en/21/dialects/sqlite.html#sqlite-enabling-transacti
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from typing import Any, Final, Literal
 
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url
@@ -26,6 +28,7 @@ _SYNCHRONOUS: Final[dict[Durability, tuple[str, str]]] = {
 }
 #: What a write-ahead log that once grew large shrinks back to, bytes.
 _LOG_LIMIT: Final = 64 * 1024 * 1024
+_AGAIN_SECONDS: Final = 0.01
 
 
 def parse_url(text: str) -> URL:
@@ -56,7 +59,7 @@ def make_engine(url: URL, *, writes: bool, durability: Durability, busy_seconds:
 
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, record: Any) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
+        _write_ahead(connection, busy_seconds)
         connection.execute(f"PRAGMA journal_size_limit={_LOG_LIMIT}")
         connection.execute(f"PRAGMA synchronous={relaxed}")
         record.info["synchronous"] = relaxed
@@ -71,3 +74,21 @@ def make_engine(url: URL, *, writes: bool, durability: Durability, busy_seconds:
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+def _write_ahead(connection: Any, busy_seconds: float) -> None:
+    """The database has a write-ahead log.
+
+    Of two connections that give it its first one at once SQLite refuses one without waiting, as
+    each would wait for the other.
+    """
+    deadline = time.monotonic() + busy_seconds
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+            time.sleep(_AGAIN_SECONDS)
+        else:
+            return

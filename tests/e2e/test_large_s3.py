@@ -118,5 +118,6 @@ def test_d2_requests_of_any_size_have_flat_memory_and_no_file(
     assert (calls["create_multipart_upload"], calls["complete_multipart_upload"]) == (1, 1)
     cuts = sum(1 for at in range(chunk, SIZE, chunk) if at % PART)
     assert calls.get("put_object", 0) == cuts
-    # nothing is fetched again but the first bytes, which tell the type, where the last request did not bring them
-    assert calls.get("get_object", 0) == (chunk < SIZE)
+    # nothing is fetched again but the first bytes, which tell the type, where the last request did not bring them;
+    # the sweep's look at whose bucket it is comes once, before the upload or beside it
+    assert calls.get("get_object", 0) - (chunk < SIZE) in {0, 1}

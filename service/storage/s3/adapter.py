@@ -283,6 +283,7 @@ class S3Storage:
 
     async def signed_url(self, key: str, *, seconds: int, content_type: str, disposition: str) -> str | None:
         """See `Storage.signed_url`."""
+        await self._own()
         return await self._calls.signed_url(key, seconds=seconds, content_type=content_type, disposition=disposition)
 
     @asynccontextmanager
