@@ -68,6 +68,15 @@ def cli(context: click.Context, config: Path | None) -> None:
         raise click.ClickException(f"{config}: {error}") from error
 
 
+def work(descriptor: str, directory: str) -> None:
+    """The entry point of a worker process: its channel, and where it counts what `/metrics` sums."""
+    # prometheus_client takes it from nowhere else, and asks once: when it is imported
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+    from service.workers.worker import main as run  # noqa: PLC0415
+
+    run(int(descriptor))
+
+
 def main() -> None:
     """The entry point of the distribution."""
     cli(prog_name="attachd")

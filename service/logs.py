@@ -11,6 +11,7 @@ request. The access log is the web edge's own; aiohttp's is switched off.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import sys
@@ -53,13 +54,18 @@ def redact(text: str) -> str:
 
 
 def configure(
-    log_format: Literal["auto", "json", "text"] = "auto", log_level: str = "info", stream: TextIO | None = None
+    log_format: Literal["auto", "json", "text"] = "auto",
+    log_level: str = "info",
+    stream: TextIO | None = None,
+    *,
+    worker: int | None = None,
 ) -> None:
     """All logging of the process goes to the stream (standard error) in the format, from the level up.
 
     Args:
         log_format: `auto` is text on a terminal and JSON lines elsewhere.
         log_level: debug, info, warning or error.
+        worker: the number of this process, to be in every record, where there are several.
     """
     stream = sys.stderr if stream is None else stream
     level = logging.getLevelNamesMapping()[log_level.upper()]
@@ -70,6 +76,8 @@ def configure(
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
     ]
+    if worker is not None:
+        shared.append(functools.partial(_add_worker, worker))
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -95,6 +103,11 @@ def configure(
     for name, least in _QUIET.items():
         logging.getLogger(name).setLevel(max(least, level))
     logging.captureWarnings(capture=True)
+
+
+def _add_worker(worker: int, _logger: WrappedLogger, _method: str, record: EventDict) -> EventDict:
+    record["worker"] = worker
+    return record
 
 
 def _text_renderer(*, colors: bool) -> Processor:

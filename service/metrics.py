@@ -3,7 +3,13 @@
 Label sets are closed, so no client can make series without end (lesson M1): values that come from
 outside are held against a table here and counted as `other` where they are not in it. Series of
 closed sets exist from the start, so that a rate over the first event is right. Counting takes
-microseconds and a scrape does no I/O.
+microseconds, and a scrape of one process does no I/O.
+
+Where several processes are one service, each counts into mapped files of its own in a directory
+that they share (prometheus_client's multiprocess mode, which the environment switches on before
+it is imported: `cli.work`), and `Summed` is their sum. The files are named after the worker's
+number and not its process, so that one that is started again goes on counting where its
+predecessor died, and restarts leave nothing behind.
 """
 
 from __future__ import annotations
@@ -12,7 +18,8 @@ from itertools import product
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from service.hashing import ALGORITHMS
 from service.links import RESULTS, Result
@@ -21,6 +28,7 @@ from service.protocol.problems import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from service.metadata.base import Totals
 
@@ -44,6 +52,9 @@ StorageOperation: TypeAlias = Literal[
     "abort_multipart_upload", "list_multipart_uploads",
 ]  # fmt: skip
 StorageOutcome: TypeAlias = Literal["ok", "full", "unavailable", "throttled", "short", "stale", "cancelled", "error"]
+
+#: what the gauges of several processes are together: their sum or maximum, without the dead; or what was set last
+_Mode: TypeAlias = Literal["livesum", "livemax", "mostrecent"]
 
 OTHER: Final = "other"
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -76,7 +87,7 @@ class Metrics:
         self._make_uploads()
         self._make_edge()
         self._make_inside()
-        self._gauge("attachd_build_info", "Which attachd this is.", "version").labels(version).set(1)
+        self._gauge("attachd_build_info", "Which attachd this is.", "livemax", "version").labels(version).set(1)
 
     def render(self) -> bytes:
         """The exposition, to be served as `CONTENT_TYPE`."""
@@ -100,7 +111,9 @@ class Metrics:
             "attachd_transfer_duration_seconds", "How long one request moved bytes.", _TRANSFER_SECONDS,
             "direction", "outcome",
         )  # fmt: skip
-        self._in_flight = self._gauge("attachd_transfers_in_flight", "Requests that move bytes now.", "direction")
+        self._in_flight = self._gauge(
+            "attachd_transfers_in_flight", "Requests that move bytes now.", "livesum", "direction"
+        )
         _warm(self._received, protocols)
         _warm(self._committed, protocols)
         _warm(self._sent, get_args(DownloadMode))
@@ -143,9 +156,9 @@ class Metrics:
         self._elapsed = self._histogram(
             "attachd_upload_elapsed_seconds", "From creation to ready.", _ELAPSED_SECONDS, "size_class"
         )
-        self._open = self._gauge("attachd_uploads_open", "Unfinished uploads; counted in the store.")
-        self._files = self._gauge("attachd_files", "Files; counted in the store.")
-        self._stored = self._gauge("attachd_stored_bytes", "Bytes of files; counted in the store.")
+        self._open = self._gauge("attachd_uploads_open", "Unfinished uploads; counted in the store.", "mostrecent")
+        self._files = self._gauge("attachd_files", "Files; counted in the store.", "mostrecent")
+        self._stored = self._gauge("attachd_stored_bytes", "Bytes of files; counted in the store.", "mostrecent")
         _warm(self._created, protocols)
         _warm(self._finished, protocols)
         _warm(self._failed, protocols, KINDS)
@@ -223,19 +236,22 @@ class Metrics:
             "attachd_storage_request_duration_seconds", "Time inside storage.", _WAIT_SECONDS,
             "backend", "operation", "outcome",
         )  # fmt: skip
-        self._buffers = self._gauge("attachd_buffer_bytes", "Memory held for request bodies.")
-        self._buffer_limit = self._gauge("attachd_buffer_limit_bytes", "The most it may be.")
+        self._buffers = self._gauge("attachd_buffer_bytes", "Memory held for request bodies.", "livesum")
+        self._buffer_limit = self._gauge("attachd_buffer_limit_bytes", "The most it may be.", "livesum")
         self._lag = self._histogram(
             "attachd_event_loop_lag_seconds", "How late the event loop runs what is due.", _WAIT_SECONDS
         )
         self._takeovers = self._counter("attachd_lock_takeovers_total", "Leases taken over from a running request.")
         self._lock_wait = self._histogram("attachd_lock_wait_seconds", "Waits for a lease.", _WAIT_SECONDS)
         self._reclaimed = self._counter("attachd_gc_reclaimed_bytes_total", "Bytes given back by the sweeper.")
-        self._gc_at = self._gauge("attachd_gc_last_success_timestamp_seconds", "When a sweep last ended well.")
-        self._orphans = self._gauge(
-            "attachd_multipart_orphans", "Unfinished uploads in storage that no record needs, after the last pass."
+        self._gc_at = self._gauge(
+            "attachd_gc_last_success_timestamp_seconds", "When a sweep last ended well.", "mostrecent"
         )
-        self._draining = self._gauge("attachd_draining", "1 while the service is stopping.")
+        self._orphans = self._gauge(
+            "attachd_multipart_orphans", "Unfinished uploads in storage that no record needs, after the last pass.",
+            "mostrecent",
+        )  # fmt: skip
+        self._draining = self._gauge("attachd_draining", "1 while the service is stopping.", "livemax")
         _warm(self._hashed, ("xxh128", "sha256"))
 
     def hashed(self, algorithm: str, size: int) -> None:
@@ -288,8 +304,8 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(name, text, labels, registry=self.registry)
+    def _gauge(self, name: str, text: str, mode: _Mode, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry, multiprocess_mode=mode)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
@@ -298,3 +314,40 @@ class Metrics:
 def _warm(instrument: Counter | Gauge | Histogram, *values: Iterable[str]) -> None:
     for labels in product(*values):
         instrument.labels(*labels)
+
+
+def count_as(worker: int) -> None:
+    """Instruments made from now on count as those of that worker. Once in a process, before `Metrics`.
+
+    No two processes may be the same worker at once.
+    """
+    values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
+
+
+def forget_gauges(directory: Path, worker: int) -> None:
+    """What the worker's process held counts no more: it has ended. Its counters stay. Blocks."""
+    mark_process_dead(worker, str(directory))  # type: ignore[no-untyped-call]
+
+
+class Summed:
+    """The metrics of all workers together, with those of the supervisor."""
+
+    def __init__(self, directory: Path) -> None:
+        self._registry = CollectorRegistry()
+        self._workers = Gauge("attachd_workers", "Worker processes that serve.", registry=self._registry)
+        self._deaths = Counter(
+            "attachd_worker_deaths", "Worker processes that ended unasked and were replaced.", registry=self._registry
+        )
+        MultiProcessCollector(self._registry, str(directory))  # type: ignore[no-untyped-call]
+
+    def workers(self, count: int) -> None:
+        """So many serve now."""
+        self._workers.set(count)
+
+    def worker_died(self) -> None:
+        """One ended that should not have."""
+        self._deaths.inc()
+
+    def render(self) -> bytes:
+        """The exposition. Blocks: reads the workers' files."""
+        return generate_latest(self._registry)

@@ -1,13 +1,16 @@
-"""Settings become a running service: the only place that knows every part."""
+"""Settings become a running service: the only place that knows every part.
+
+A service is one process, or several workers under a supervisor (`workers`). What happens once for
+all of them is `claimed`: directory, addresses, keys, database. What each process is by itself is
+`running`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
-import signal
-import threading
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +31,7 @@ from service.janitor import Janitor
 from service.keyfile import KeyFile
 from service.keyset import KeySet, KeySetError, KeyState
 from service.leases import Leases
+from service.listening import Listener
 from service.lookup import Lookup
 from service.metadata.migrate import migrate
 from service.metadata.sql import SqlMetadata
@@ -38,7 +42,7 @@ from service.receiving import Receiver
 from service.setting_types import Address, hide_secrets
 from service.settings import Settings
 from service.settling import Settling
-from service.starting import Listener, naming, own
+from service.starting import DataDirectory, naming
 from service.storage.base import Storage
 from service.storage.filesystem import FilesystemStorage
 from service.storage.wrappers import MeteredStorage
@@ -49,7 +53,7 @@ from service.web.body import Bodies
 from service.web.buffers import BufferPool
 from service.web.context import Context
 from service.web.cors import Cors
-from service.web.ops import make_ops_app
+from service.web.ops import Readiness, make_ops_app
 from service.web.origin import Origin
 from service.web.pace import PaceRules
 
@@ -62,10 +66,6 @@ _DATABASE_SECONDS: Final = 15.0
 _SAY_SECONDS: Final = 2.0
 #: how long work without a client may run on once everything else is closed; it can be done again
 _TASKS_SECONDS: Final = 0.5
-#: after the grace, whatever still keeps the process up (a disk or a database that hangs) is left behind
-_FORCED_SECONDS: Final = 2.0
-#: a signal to a process group comes twice where `make` or a shell passes it on
-_ONE_SIGNAL_SECONDS: Final = 0.5
 #: free disk that is left to the database, so that a full disk can be recorded, and given back (lesson D5)
 _RESERVE_BYTES: Final = 16 * 2**20
 #: of the memory for bytes under way, what request bodies get where parts wait in memory as well
@@ -85,7 +85,8 @@ class Service:
     storage: MeteredStorage
     metrics: Metrics
     settings: Settings
-    operations: Address
+    readiness: Readiness
+    claim: Claim
     _listener: Listener
 
     @property
@@ -93,13 +94,23 @@ class Service:
         """The address really bound: port 0 is the kernel's choice."""
         return self._listener.address
 
-    async def stop(self) -> None:
+    @property
+    def operations(self) -> Address:
+        """The same for the operations listener."""
+        return self.claim.operations.address
+
+    async def stop(self, *, succeeded: bool = False) -> None:
         """Contract, section 12: transfers in are committed and cut off, downloads may run on for `grace`.
 
         HEAD is served to the end: a client that asks meanwhile must not start over (lesson S1).
+
+        Args:
+            succeeded: another service has the address as well, and is the one that new connections are for.
         """
-        log.info("service_draining")
+        log.info("service_draining", succeeded=succeeded)
         self.metrics.draining(on=True)
+        if succeeded:
+            await self._listener.close()
         self.bodies.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.grace):
@@ -109,13 +120,65 @@ class Service:
         await self._listener.end()
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What is a service's own before it serves: directory and addresses; keys and database are in order."""
+
+    directory: DataDirectory
+    public: Listener
+    operations: Listener
+    keys: KeyFile
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one process of several is: the rest has been claimed by its supervisor."""
+
+    #: the random token that its leases begin with
+    process: str
+    #: see `Listener.join`
+    bound: socket.socket | None
+
+
 @contextlib.asynccontextmanager
-async def running(settings: Settings, clock: Clock | None = None, *, alone: bool = True) -> AsyncIterator[Service]:
-    """The service, accepting requests on both listeners until the context is left.
+async def claimed(settings: Settings, *, beside: bool = False) -> AsyncIterator[Claim]:
+    """What a service has once, until the context is left.
 
     Args:
-        alone: no other process uses the data directory, and none can while this one does. False where
-            the caller sees to that, and others share directory and database with this one.
+        beside: another service on the same directory and addresses is about to be replaced by this one.
+
+    Raises:
+        CannotStart: an address, the directory, the keys or the database is not usable; says why.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        directory = DataDirectory(settings.data)
+        stack.callback(directory.close)
+        alone = await asyncio.to_thread(directory.take, beside=beside)
+        public, operations = _listeners(settings)
+        for listener in (public, operations):
+            stack.push_async_callback(listener.close)
+            await listener.take(beside=not alone)
+        with naming("ATTACHD_KEYS"):
+            keys = await _keys(settings, logs=True)
+        async with contextlib.AsyncExitStack() as passing:
+            with naming("ATTACHD_DATABASE", hide_secrets(settings.database_url)), _saying_that_it_waits(settings):
+                metadata = await _metadata(settings, passing, migrates=alone)
+                if alone:
+                    # whoever held a lease is gone
+                    await metadata.drop_leases()
+        await asyncio.to_thread(directory.settle)
+        yield Claim(directory, public, operations, keys)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    settings: Settings, clock: Clock | None = None, *, beside: bool = False, share: Share | None = None
+) -> AsyncIterator[Service]:
+    """The service, accepting requests until the context is left: all of it, or one worker's share.
+
+    Args:
+        beside: see `claimed`.
+        share: of a worker, which has no operations listener.
 
     Raises:
         CannotStart: an address, the directory, the keys, the database or the storage is not usable; says why.
@@ -123,16 +186,13 @@ async def running(settings: Settings, clock: Clock | None = None, *, alone: bool
     clock = clock or SystemClock()
     metrics = Metrics(__version__)
     async with contextlib.AsyncExitStack() as stack:
-        if alone:
-            stack.callback(os.close, await asyncio.to_thread(own, settings.data))
-        listeners = Listener(settings.listen, "ATTACHD_LISTEN"), Listener(settings.ops_listen, "ATTACHD_OPS_LISTEN")
-        for listener in listeners:
-            await listener.take()
-            stack.push_async_callback(listener.close)
-        with naming("ATTACHD_KEYS"):
-            keys = await _keys(settings)
+        if share is None:
+            claim = await stack.enter_async_context(claimed(settings, beside=beside))
+        else:
+            claim = await stack.enter_async_context(_joined(settings, share))
+        keys = claim.keys
         with naming("ATTACHD_DATABASE", hide_secrets(settings.database_url)), _saying_that_it_waits(settings):
-            metadata = await _metadata(settings, stack, alone=alone)
+            metadata = await _metadata(settings, stack, migrates=False)
             owner, totals = await metadata.identity(), await metadata.totals()
         settled = totals.files > 0 or totals.stored_bytes > 0
         pool, inner, buffered = _storage(settings, clock, metrics, owner=owner, settled=settled)
@@ -144,7 +204,7 @@ async def running(settings: Settings, clock: Clock | None = None, *, alone: bool
         policy = _policy(settings)
         changes = Changes()
         events = EventMaker(new_event_id)
-        leases = Leases(metadata, clock, metrics, secrets.token_hex(8))
+        leases = Leases(metadata, clock, metrics, share.process if share else new_process())
         files = Files(metadata, storage, clock, events, changes.changed)
         finisher = Finisher(metadata, storage, policy, clock, metrics, events, changes.changed)
         tasks, lookup = Tasks(), Lookup(metadata, clock)
@@ -207,13 +267,15 @@ async def running(settings: Settings, clock: Clock | None = None, *, alone: bool
         ):
             task = asyncio.create_task(work)
             stack.push_async_callback(_ended, task)
-        public, operations = listeners
         stack.push_async_callback(tasks.end, _TASKS_SECONDS)
-        stack.push_async_callback(public.end)
-        await public.serve(make_app(context, Cors(settings.cors_origins)))
-        ops = make_ops_app(metrics, {"storage": storage.probe, "database": metadata.probe}, lambda: bodies.draining)
-        stack.push_async_callback(operations.end)
-        await operations.serve(ops)
+        stack.push_async_callback(claim.public.end)
+        await claim.public.serve(make_app(context, Cors(settings.cors_origins)))
+        readiness = Readiness({"storage": storage.probe, "database": metadata.probe})
+        stack.push_async_callback(readiness.close)
+        if share is None:
+            ops = make_ops_app(metrics.render, readiness.failed, lambda: bodies.draining)
+            stack.push_async_callback(claim.operations.end)
+            await claim.operations.serve(ops)
         yield Service(
             context=context,
             janitor=janitor,
@@ -224,63 +286,32 @@ async def running(settings: Settings, clock: Clock | None = None, *, alone: bool
             storage=storage,
             metrics=metrics,
             settings=settings,
-            operations=operations.address,
-            _listener=public,
+            readiness=readiness,
+            claim=claim,
+            _listener=claim.public,
         )
 
 
-async def serve(settings: Settings, ready: Callable[[Service], None] | None = None) -> None:
-    """Runs until SIGTERM or SIGINT, then drains; a second signal ends the process at once.
-
-    During the start one signal ends it: nobody is served yet. Only for a process of its own: soon
-    after the grace the process ends whatever still hangs in it.
-    """
-    loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
-
-    starting = asyncio.current_task()
-    first = 0.0
-
-    def on_signal() -> None:
-        nonlocal first
-        if not stopped.is_set():
-            first = loop.time()
-            stopped.set()
-            if starting is not None:
-                # a thread of the start's may hang on
-                _end_by(_FORCED_SECONDS)
-                starting.cancel()
-        elif loop.time() - first > _ONE_SIGNAL_SECONDS:
-            os._exit(1)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+@contextlib.asynccontextmanager
+async def _joined(settings: Settings, share: Share) -> AsyncIterator[Claim]:
+    """What the supervisor has claimed, as one of its workers has it."""
+    public, operations = _listeners(settings)
     try:
-        async with running(settings) as service:
-            starting = None
-            log.info("service_started", version=__version__, listen=str(service.public), ops=str(service.operations))
-            if ready is not None:
-                ready(service)
-            await stopped.wait()
-            _end_by(settings.grace + _FORCED_SECONDS)
-            await service.stop()
-    except asyncio.CancelledError:
-        if starting is None or not stopped.is_set():
-            raise
-        starting.uncancel()
-    log.info("service_stopped")
+        await public.join(share.bound)
+        with naming("ATTACHD_KEYS"):
+            keys = await _keys(settings, logs=False)
+        yield Claim(DataDirectory(settings.data), public, operations, keys)
+    finally:
+        await public.close()
 
 
-def _end_by(seconds: float) -> None:
-    """The process has ended by then, which costs nothing that was promised: a kill does not either."""
+def new_process() -> str:
+    """A token for the leases of a process, never used before (lesson L4)."""
+    return secrets.token_hex(8)
 
-    def end() -> None:
-        log.error("stop_forced", seconds=seconds)
-        os._exit(1)
 
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
+def _listeners(settings: Settings) -> tuple[Listener, Listener]:
+    return Listener(settings.listen, "ATTACHD_LISTEN"), Listener(settings.ops_listen, "ATTACHD_OPS_LISTEN")
 
 
 def _policy(settings: Settings) -> Policy:
@@ -337,16 +368,17 @@ def _gate(settings: Settings, keys: KeyFile, clock: Clock, metrics: Metrics) -> 
     )
 
 
-async def _metadata(settings: Settings, stack: contextlib.AsyncExitStack, *, alone: bool) -> SqlMetadata:
-    """The metadata store, open until the stack is left. Raises MetadataError."""
+async def _metadata(settings: Settings, stack: contextlib.AsyncExitStack, *, migrates: bool) -> SqlMetadata:
+    """The metadata store, open until the stack is left. Raises MetadataError.
+
+    Args:
+        migrates: the default database is made, or brought up to date; nobody else uses it now.
+    """
     metadata = await asyncio.to_thread(SqlMetadata, settings.database_url, durability=settings.durability)
     stack.push_async_callback(metadata.close)
-    if settings.database is None:
+    if migrates and settings.database is None:
         await asyncio.to_thread(migrate, settings.database_url, busy_seconds=_DATABASE_SECONDS)
     await metadata.open()
-    if alone:
-        # whoever held a lease is gone
-        await metadata.drop_leases()
     return metadata
 
 
@@ -363,10 +395,16 @@ def _saying_that_it_waits(settings: Settings) -> Iterator[None]:
         saying.cancel()
 
 
-async def _keys(settings: Settings) -> KeyFile:
-    """The key set; a first key is made where neither a file nor a setting names one (contract, section 2)."""
+async def _keys(settings: Settings, *, logs: bool) -> KeyFile:
+    """The key set; a first key is made where neither a file nor a setting names one (contract, section 2).
+
+    Args:
+        logs: what is in force from now on is told; changes are in any case.
+    """
 
     def loaded(held: KeySet) -> None:
+        if not logs:
+            return
         kids = [key.kid for key in held.keys if key.state is not KeyState.REVOKED]
         log.info("keys_loaded", path=str(settings.keys_path), kids=kids)
         if keys.exposed():
@@ -381,6 +419,7 @@ async def _keys(settings: Settings) -> KeyFile:
         if made is not None:
             log.warning("key_created", kid=made.kid, alg=made.alg, path=str(settings.keys_path))
     await asyncio.to_thread(keys.current)
+    logs = True
     return keys
 
 

@@ -150,6 +150,21 @@ def count(low: int, high: int) -> _Kind:
     return _Kind(lambda value: _number(value, parse, low, high, right), str)
 
 
+def workers(high: int) -> _Kind:
+    """A number of processes; 0 or nothing is None: as many as there are cores."""
+    right = f"a whole number from 1 to {high}, or 0 for one per core"
+    counted = count(0, high)
+
+    def read(value: object) -> int | None:
+        try:
+            number = counted.read(value or 0)
+        except ValueError:
+            raise ValueError(right) from None
+        return number if isinstance(number, int) and number else None
+
+    return _Kind(read, lambda number: str(number or 0))
+
+
 def address() -> _Kind:
     """Where a listener listens."""
     return _Kind(_read_address, str)

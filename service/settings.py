@@ -32,6 +32,7 @@ PREFIX: Final = "ATTACHD_"
 #: names with the prefix that are no settings: where the file is, and what the tests read
 RESERVED: Final = frozenset({"ATTACHD_CONFIG", "ATTACHD_TEST_REQUIRE", "ATTACHD_TEST_VERSITYGW"})
 
+MOST_WORKERS: Final = 512
 #: JavaScript clients count exactly up to here
 _MOST_BYTES: Final = 2**53
 _LEAST_BUFFERS: Final = 2 * MIB
@@ -76,6 +77,9 @@ class Settings(BaseModel):
     )
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], kinds.networks()] = Field(
         default=(), description="Networks, comma separated, whose X-Forwarded-* fields count."
+    )
+    workers: Annotated[int | None, kinds.workers(MOST_WORKERS)] = Field(
+        default=None, description="Processes that share the public address; 0: one per core."
     )
     data: Annotated[Path, kinds.path()] = Field(
         default=Path("var"), description="Directory of the local default: files, SQLite, keys."

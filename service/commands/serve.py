@@ -9,8 +9,8 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -20,10 +20,11 @@ from service.commands import keep_private
 from service.keyfile import KeyFile
 from service.links import mint_upload, upload_url
 from service.metadata.migrate import migrate as bring_up_to_date
-from service.runtime import Service
-from service.runtime import serve as run_service
+from service.runtime import Claim
 from service.setting_types import hide_secrets
-from service.starting import CannotStart, naming
+from service.settings import MOST_WORKERS
+from service.starting import CannotStart, naming, processors
+from service.workers import single, supervisor
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -32,23 +33,35 @@ HOUR_SECONDS: Final = 3600
 
 
 @click.command()
+@click.option(
+    "--workers",
+    type=click.IntRange(1, MOST_WORKERS),
+    help="Processes that share the address; else ATTACHD_WORKERS, else one per core.",
+)
+@click.option(
+    "--beside", is_flag=True, help="Start while another attachd runs here, which is stopped next: an upgrade."
+)
 @click.option("--print-link", is_flag=True, help="Print an upload link and the lines that use it.")
 @click.pass_context
-def serve(context: click.Context, *, print_link: bool) -> None:
+def serve(context: click.Context, *, workers: int | None, beside: bool, print_link: bool) -> None:
     """Run the service until SIGTERM."""
     settings: Settings = context.obj
     keep_private(context)
     logs.configure(settings.log_format, settings.log_level)
     suit_large_buffers()
 
-    def ready(service: Service) -> None:
+    def ready(claim: Claim) -> None:
         if print_link:
-            _print_link(service)
+            _print_link(settings, claim)
 
+    count = workers or settings.workers or processors()
     try:
         if print_link:
             _check_signing(settings)
-        _run(settings, ready)
+        if count == 1:
+            _run(single.serve(settings, beside=beside, ready=ready))
+        else:
+            _run(supervisor.serve(settings, count, beside=beside, ready=ready))
     except CannotStart as error:
         raise click.ClickException(str(error)) from error
 
@@ -67,13 +80,13 @@ def migrate(context: click.Context) -> None:
     click.echo("the schema is up to date")
 
 
-def _run(settings: Settings, ready: Callable[[Service], None]) -> None:
+def _run(service: Coroutine[Any, Any, None]) -> None:
     if sys.platform == "win32":
-        asyncio.run(run_service(settings, ready))
+        asyncio.run(service)
         return
     import uvloop  # noqa: PLC0415 - does not exist on Windows
 
-    uvloop.run(run_service(settings, ready))
+    uvloop.run(service)
 
 
 def _check_signing(settings: Settings) -> None:
@@ -83,8 +96,7 @@ def _check_signing(settings: Settings) -> None:
             KeyFile(settings.keys_path).current().signing_key()
 
 
-def _print_link(service: Service) -> None:
-    settings = service.settings
+def _print_link(settings: Settings, claim: Claim) -> None:
     key = KeyFile(settings.keys_path).current().signing_key()
     token = mint_upload(
         key,
@@ -97,7 +109,7 @@ def _print_link(service: Service) -> None:
     link, command = upload_url(settings.base_url, token), _command(sys.argv[0])
     click.echo(
         f"""
-attachd is listening on {service.public}; operations on {service.operations}.
+attachd is listening on {claim.public.address}; operations on {claim.operations.address}.
 An upload link for one file, good for an hour:
 
   {link}

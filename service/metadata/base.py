@@ -252,8 +252,8 @@ class MetadataStore(Protocol):
         """Free, if owner and epoch still match; else nothing happens (L5)."""
         ...
 
-    async def drop_leases(self) -> None:
-        """No lease is held. Only for the start of the one process (tree) that uses the store."""
+    async def drop_leases(self, owner_prefix: str = "") -> None:
+        """No owner that starts with the prefix holds a lease: those processes, or with none all, have ended."""
         ...
 
     # files

@@ -41,7 +41,7 @@ _RELEASE = Prepared(
 _RENEW = update(uploads).where(_HELD, _OF_OWNERS).values(lease_until=bindparam("until"))
 _ASKED = Prepared(select(up.id).where(_HELD, up.lease_asked.is_(True), _OF_OWNERS))
 _LEASE = Prepared(select(up.lease_owner, up.lease_until, up.epoch).where(up.id == bindparam("upload_id"), _HELD))
-_DROP_ALL = update(uploads).where(_HELD).values(_FREE)
+_DROP = update(uploads).where(_HELD, _OF_OWNERS).values(_FREE)
 
 
 def acquire(connection: Connection, upload_id: UploadId, owner: str, now: float, until: float) -> tuple[Lease, Upload]:
@@ -79,5 +79,5 @@ def release(connection: Connection, lease: Lease) -> None:
     _RELEASE.run(connection, bound)
 
 
-def drop_all(connection: Connection) -> None:
-    connection.execute(_DROP_ALL)
+def drop(connection: Connection, prefix: str) -> None:
+    connection.execute(_DROP, {"prefix": prefix, "prefix_length": len(prefix)})

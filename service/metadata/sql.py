@@ -181,8 +181,8 @@ class SqlMetadata:
     async def release_lease(self, lease: Lease) -> None:
         await self._write(partial(leases.release, lease=lease))
 
-    async def drop_leases(self) -> None:
-        await self._write(leases.drop_all)
+    async def drop_leases(self, owner_prefix: str = "") -> None:
+        await self._write(partial(leases.drop, prefix=owner_prefix))
 
     async def file(self, file_id: FileId) -> File | None:
         return await self._read(partial(reads.file, file_id=file_id))

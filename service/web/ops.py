@@ -2,7 +2,7 @@
 
 An application of its own on a listener of its own (lesson M2): none of it is ever reachable
 through the public one. `/livez` looks at nothing, so a broken database does not get the process
-killed. `/readyz` looks at what the service needs. A scrape of `/metrics` does no I/O.
+killed. `/readyz` looks at what the service needs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from aiohttp import web
 from service.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-
-    from service.metrics import Metrics
+    from collections.abc import Awaitable, Callable, Mapping
 
 log = structlog.get_logger(__name__)
 
@@ -88,32 +86,29 @@ async def _run(check: Callable[[], Awaitable[None]]) -> None:
 
 
 def make_ops_app(
-    metrics: Metrics, checks: Mapping[str, Callable[[], Awaitable[None]]], draining: Callable[[], bool]
+    render: Callable[[], bytes], failed: Callable[[], Awaitable[Mapping[str, str]]], draining: Callable[[], bool]
 ) -> web.Application:
     """The application for the operations listener.
 
     Args:
-        checks: what the service needs, by name; each raises if it cannot be used now.
+        render: the exposition of the metrics; may block.
+        failed: what the service needs and cannot use now, by name.
         draining: whether the service is stopping; then it is not ready.
     """
-    readiness = Readiness(checks)
 
     async def show_metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+        return web.Response(body=await asyncio.to_thread(render), headers={"Content-Type": CONTENT_TYPE})
 
     async def livez(_request: web.Request) -> web.Response:
         return _answer(200, {"status": "alive"})
 
     async def readyz(_request: web.Request) -> web.Response:
-        failed = {"draining": "stopping"} if draining() else await readiness.failed()
-        return _answer(503, {"status": "not ready", "failed": failed}) if failed else _answer(200, {"status": "ready"})
-
-    async def lifespan(_app: web.Application) -> AsyncIterator[None]:
-        yield
-        await readiness.close()
+        lacking = {"draining": "stopping"} if draining() else dict(await failed())
+        if lacking:
+            return _answer(503, {"status": "not ready", "failed": lacking})
+        return _answer(200, {"status": "ready"})
 
     app = web.Application()
-    app.cleanup_ctx.append(lifespan)
     app.add_routes(
         [web.get("/metrics", show_metrics), web.get("/livez", livez), web.get("/readyz", readyz)]  # HEAD comes along
     )

@@ -155,6 +155,15 @@ class LeaseContract:
         again, _ = await store.acquire_lease(upload.id, "node.2", now=NOW, until=NOW + 10)
         assert again.epoch == lease.epoch + 1
 
+    async def test_leases_of_the_dead_are_dropped(self, store: MetadataStore) -> None:
+        """drop_leases with a prefix frees what owners hold that start with it, in this case, and no other."""
+        mine, _ = await leased(store)
+        theirs = await created(store)
+        their_lease, _ = await store.acquire_lease(theirs.id, "NODE.1", now=NOW, until=NOW + 10)
+        await store.drop_leases("node.")
+        assert await store.lease(mine.id) is None
+        assert await store.lease(theirs.id) == their_lease
+
     async def test_end_takes_all_with_it(self, store: MetadataStore) -> None:
         """State, problem, event and epoch change together; ledger, blocks and lease are gone; the row stays."""
         upload, lease = await leased(store)

@@ -184,7 +184,7 @@ def janitor(connection: Connection) -> None:
     writes.purge(connection, NOW, NOW, 10)
     leases.renew(connection, "node", NOW)
     leases.asked(connection, "node")
-    leases.drop_all(connection)
+    leases.drop(connection, "node")
 
 
 def test_no_query_walks_a_whole_table(url: str) -> None:

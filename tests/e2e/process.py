@@ -91,6 +91,7 @@ class ServiceProcess:
             "ATTACHD_OPS_LISTEN": f"127.0.0.1:{self.ops_port}",
             "ATTACHD_DATA": str(self.data),
             "ATTACHD_LOG_FORMAT": "json",
+            "ATTACHD_WORKERS": "1",
             **self.settings,
         }
 

@@ -56,9 +56,11 @@ LAYERS: Final = {
     "service.allocator": 5,
     "service.cli": 5,
     "service.commands": 5,
+    "service.listening": 5,
     "service.logs": 5,
     "service.runtime": 5,
     "service.starting": 5,
+    "service.workers": 5,
 }
 NAMES: Final = ("pure", "port", "adapter", "use-case", "web", "wiring")
 MAY_IMPORT: Final = {0: {0}, 1: {0, 1}, 2: {0, 1}, 3: {0, 1, 3}, 4: {0, 1, 3, 4}, 5: {0, 1, 2, 3, 4, 5}}
@@ -74,7 +76,7 @@ WHY: Final = {
 #: who may import a third party; structlog is for every layer above the pure one
 THIRD_PARTIES: Final = {
     "aiofiles": ("service.storage.filesystem",),
-    "aiohttp": ("service.web", "service.webhooks", "service.starting"),
+    "aiohttp": ("service.web", "service.webhooks", "service.listening"),
     "alembic": ("service.metadata",),
     "boto3": ("service.storage.s3",),
     "botocore": ("service.storage.s3",),
@@ -93,7 +95,7 @@ THIRD_PARTIES: Final = {
     "tusclient": ("service.commands.put",),
     "mypy_boto3_s3": ("service.storage.s3",),
     "urllib3": ("service.commands", "service.storage.s3"),
-    "uvloop": ("service.commands.serve", "service.runtime"),
+    "uvloop": ("service.commands.serve", "service.workers.worker"),
     "xxhash": ("service.hashing", "service.commands"),
 }
 IMPURE: Final = frozenset({

@@ -301,9 +301,9 @@ def settings_for(folder: Path, **changes: Any) -> Settings:
 async def site(
     folder: Path, *, clock: FakeClock | None = None, alone: bool = True, **changes: Any
 ) -> AsyncIterator[Site]:
-    """A service with these settings, stopped at the end. `alone`: as `running` takes it."""
+    """A service with these settings, stopped at the end. `alone`: no other one is on the same folder meanwhile."""
     settings = settings_for(folder, **changes)
-    async with running(settings, clock, alone=alone) as service:
+    async with running(settings, clock, beside=not alone) as service:
         keys = await asyncio.to_thread(KeyFile(settings.keys_path).current)
         here = Site(service, clock, keys.signing_key())
         try:

@@ -33,7 +33,8 @@ class Dependency:
 @asynccontextmanager
 async def serving(checks, *, draining=False):
     """A client of a real server on a port of the kernel's choice."""
-    runner = web.AppRunner(make_ops_app(Metrics("1.2.3"), checks, lambda: draining))
+    readiness = Readiness(checks)
+    runner = web.AppRunner(make_ops_app(Metrics("1.2.3").render, readiness.failed, lambda: draining))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0][:2]
@@ -42,6 +43,7 @@ async def serving(checks, *, draining=False):
             yield session
     finally:
         await runner.cleanup()
+        await readiness.close()
 
 
 async def test_m2_alive_asks_nobody():

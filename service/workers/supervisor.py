@@ -1,0 +1,293 @@
+"""Starts the workers, replaces those that die, and answers for all of them. See the package.
+
+A worker that dies is replaced at once; one that dies young again and again, after a wait that
+doubles. One whose event loop gives no sign of life for half a minute is killed, since the kernel
+goes on giving it connections. A start succeeds when every worker serves; a worker that says it
+cannot start ends the start with its word, and is tried again if that comes later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from service import __version__, metrics
+from service.runtime import Claim, claimed, new_process
+from service.settings import Settings
+from service.starting import CannotStart
+from service.web.ops import CHECK_SECONDS, make_ops_app
+from service.workers.channel import Channel
+from service.workers.ending import FORCED_SECONDS, Start, end_by, on_signals
+from service.workers.worker import BEAT_SECONDS, Job
+
+log = structlog.get_logger(__name__)
+
+#: below the data directory: what workers count into, a directory for each run
+_METRICS_NAME: Final = "metrics"
+#: without a sign of life for so many of the supervisor's own seconds a worker is stuck
+_STUCK_BEATS: Final = 30
+#: a worker that lived so long had no trouble with its start
+_YOUNG_SECONDS: Final = 10.0
+_FIRST_WAIT_SECONDS: Final = 0.1
+_LONGEST_WAIT_SECONDS: Final = 10.0
+#: a worker takes so long to look, and a moment to answer
+_CHECK_SECONDS: Final = CHECK_SECONDS + 1.0
+#: a worker whose channel has closed is gone, or about to be
+_GONE_SECONDS: Final = 2.0
+#: what a worker runs; the path is where this package is, if that is not where Python looks anyway
+_CODE: Final = "import sys; sys.path.append(sys.argv[3]); from service.cli import work; work(sys.argv[1], sys.argv[2])"
+
+
+@dataclass(slots=True, eq=False)
+class _Process:
+    """A worker's process."""
+
+    number: int
+    #: see `Share.process`
+    token: str
+    popen: subprocess.Popen[bytes]
+    channel: Channel
+    began: float
+    started: bool = False
+    #: why it did not start
+    refused: str | None = None
+    #: seconds of ours since its last sign of life
+    silent: int = 0
+    #: what it said last that it cannot use, and whether it was asked and has not answered
+    checked: asyncio.Event = field(default_factory=asyncio.Event)
+    failed: dict[str, str] = field(default_factory=dict)
+    asked: bool = False
+
+
+async def serve(settings: Settings, count: int, *, beside: bool, ready: Callable[[Claim], None]) -> None:
+    """As `single.serve`, with so many workers."""
+    start = Start()
+    # workers end by themselves once this process has
+    on_signals(start.stop, lambda: os._exit(1))
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            claim = await stack.enter_async_context(claimed(settings, beside=beside))
+            directory = await asyncio.to_thread(_counting_in, settings.data)
+            stack.callback(shutil.rmtree, directory, ignore_errors=True)
+            supervisor = Supervisor(settings, count, claim, directory)
+            stack.push_async_callback(supervisor.kill)
+            await supervisor.start()
+            start.over()
+            stack.push_async_callback(claim.operations.end)
+            await claim.operations.serve(
+                make_ops_app(supervisor.summed.render, supervisor.failed, start.stopped.is_set)
+            )
+            listen, ops = str(claim.public.address), str(claim.operations.address)
+            log.info("service_started", version=__version__, listen=listen, ops=ops, workers=count)
+            ready(claim)
+            await start.stopped.wait()
+            end_by(settings.grace + 2 * FORCED_SECONDS)
+            await supervisor.drain(succeeded=await asyncio.to_thread(claim.directory.others))
+        except asyncio.CancelledError:
+            if not start.cancelled():
+                raise
+    log.info("service_stopped")
+
+
+def _counting_in(data: Path) -> Path:
+    """A new directory for what the workers of this run count. What a killed run left is gone. Blocks."""
+    above = data / _METRICS_NAME
+    above.mkdir(mode=0o700, exist_ok=True)
+    for left in above.iterdir():
+        # a name that ends in a process of another container, too, is rather kept than removed under its feet
+        pid = left.name.partition("-")[0]
+        if not pid.isdecimal() or not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=above))
+
+
+class Supervisor:
+    """The workers of one service."""
+
+    def __init__(self, settings: Settings, count: int, claim: Claim, directory: Path) -> None:
+        self.summed = metrics.Summed(directory)
+        self._settings = settings.model_copy(update={"listen": claim.public.address})
+        self._count = count
+        self._bound = claim.public.bound
+        self._directory = directory
+        self._processes: dict[int, _Process] = {}
+        self._keepers: list[asyncio.Task[None]] = []
+        self._ticking: asyncio.Task[None] | None = None
+        #: tokens of processes that died and whose leases nobody has freed yet
+        self._dead: set[str] = set()
+        self._up = False
+        self._stopping = asyncio.Event()
+
+    # --- their life -------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """All workers serve. Raises CannotStart: one of them cannot."""
+        self._keepers = [asyncio.create_task(self._keep(number)) for number in range(self._count)]
+        self._ticking = asyncio.create_task(self._tick())
+        while not self._up:
+            ended, _ = await asyncio.wait(self._keepers, timeout=0.02)
+            for keeper in ended:
+                keeper.result()
+            self._up = len(self._processes) == self._count and all(one.started for one in self._processes.values())
+
+    async def drain(self, *, succeeded: bool) -> None:
+        """All workers have ended; see `Service.stop`."""
+        log.info("service_draining", succeeded=succeeded)
+        self._stopping.set()
+        for process in self._processes.values():
+            process.channel.tell("drain", succeeded=succeeded)
+        await asyncio.wait(self._keepers)
+
+    async def kill(self) -> None:
+        """None is left, however things stand."""
+        self._stopping.set()
+        if self._ticking is not None:
+            self._ticking.cancel()
+        for process in self._processes.values():
+            process.popen.kill()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    async def _keep(self, number: int) -> None:
+        """There is a worker of that number, until the service stops."""
+        loop, wait = asyncio.get_running_loop(), 0.0
+        while not self._stopping.is_set():
+            process = await self._spawn(number)
+            code = await self._attend(process)
+            if self._stopping.is_set():
+                return
+            if not self._up and process.refused is not None:
+                raise CannotStart(process.refused)
+            log.error("worker_died", number=number, pid=process.popen.pid, exit=_exit(code), detail=process.refused)
+            self.summed.worker_died()
+            young = loop.time() - process.began < _YOUNG_SECONDS
+            wait = min(max(2 * wait, _FIRST_WAIT_SECONDS), _LONGEST_WAIT_SECONDS) if young else 0.0
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._stopping.wait()
+
+    async def _spawn(self, number: int) -> _Process:
+        ours, theirs = socket.socketpair()
+        token = new_process()
+        with theirs:
+            popen = await asyncio.to_thread(self._popen, number, theirs)
+        job = Job(number, token, self._settings, None if self._bound is None else self._bound.fileno())
+        with contextlib.suppress(ConnectionError):
+            job.send(ours)
+        ours.setblocking(False)
+        process = _Process(number, token, popen, await Channel.over(ours), asyncio.get_running_loop().time())
+        self._processes[number] = process
+        if self._stopping.is_set():
+            process.channel.tell("drain", succeeded=False)
+        return process
+
+    def _popen(self, number: int, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        handed = [theirs.fileno(), *([] if self._bound is None else [self._bound.fileno()])]
+        return subprocess.Popen(  # noqa: S603 - ourselves, with nothing of a client's
+            # -P: what lies in the directory we were started in must not be taken for a module of ours
+            [
+                sys.executable, "-P", "-c", _CODE,
+                str(theirs.fileno()), str(self._directory), str(Path(__file__).parents[2]), f"worker-{number}",
+            ],
+            stdin=subprocess.DEVNULL,
+            pass_fds=handed,
+        )  # fmt: skip
+
+    async def _attend(self, process: _Process) -> int:
+        """Hears the worker until it is gone; how it ended."""
+        async for message in process.channel.told():
+            process.silent = 0
+            self._hear(process, message)
+        try:
+            code = await asyncio.to_thread(process.popen.wait, _GONE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.popen.kill()
+            code = await asyncio.to_thread(process.popen.wait)
+        await process.channel.close()
+        del self._processes[process.number]
+        process.checked.set()
+        await asyncio.to_thread(metrics.forget_gauges, self._directory, process.number)
+        self._dead.add(process.token)
+        self._release()
+        self._count_workers()
+        return code
+
+    def _hear(self, process: _Process, message: dict[str, Any]) -> None:
+        match message["kind"]:
+            case "started":
+                process.started = True
+                self._count_workers()
+                self._release()
+            case "refused":
+                process.refused = message["detail"]
+            case "checked":
+                process.failed, process.asked = message["failed"], False
+                process.checked.set()
+            case "released":
+                self._dead.discard(message["process"])
+
+    def _release(self) -> None:
+        """One that serves frees the leases of those that died; another one is told if it does not say that it has."""
+        alive = next((one for one in self._processes.values() if one.started), None)
+        if alive is not None:
+            for token in self._dead:
+                alive.channel.tell("release", process=token)
+
+    def _count_workers(self) -> None:
+        self.summed.workers(sum(one.started for one in self._processes.values()))
+
+    async def _tick(self) -> None:
+        """Counts seconds by waiting for them: while this process sleeps as well, nobody is stuck."""
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            self._release()
+            for process in self._processes.values():
+                process.silent += process.started
+                if process.silent > _STUCK_BEATS:
+                    log.error("worker_stuck", number=process.number, pid=process.popen.pid, seconds=process.silent)
+                    process.popen.kill()
+
+    # --- for the operations listener --------------------------------------------------------------
+
+    async def failed(self) -> dict[str, str]:
+        """What the service cannot use now, by name: nothing, if one of the workers can use all it needs."""
+        asked = [one for one in self._processes.values() if one.started]
+        for process in asked:
+            if not process.asked:
+                process.asked = True
+                process.checked.clear()
+                process.channel.tell("check")
+        answers = {asyncio.create_task(process.checked.wait()): process for process in asked}
+        failed: dict[str, str] = {"workers": "timeout" if asked else "error"}
+        try:
+            async with asyncio.timeout(_CHECK_SECONDS):
+                while answers:
+                    ended, _ = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+                    for process in map(answers.pop, ended):
+                        if self._processes.get(process.number) is process:
+                            failed = process.failed
+                            if not failed:
+                                return failed
+        except TimeoutError:
+            return failed
+        finally:
+            for task in answers:
+                task.cancel()
+        return failed
+
+
+def _exit(code: int) -> str:
+    """How a process ended, in words."""
+    return signal.Signals(-code).name if code < 0 else str(code)
