@@ -68,13 +68,9 @@ def cli(context: click.Context, config: Path | None) -> None:
         raise click.ClickException(f"{config}: {error}") from error
 
 
-def work(descriptor: str, directory: str) -> None:
-    """The entry point of a worker process: its channel, and where it counts what `/metrics` sums."""
-    # prometheus_client takes it from nowhere else, and asks once: when it is imported
+def count_in(directory: str) -> None:
+    """What `/metrics` sums is counted in files there: prometheus_client asks nowhere else for the place."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
-    from service.workers.worker import main as run  # noqa: PLC0415
-
-    run(int(descriptor))
 
 
 def main() -> None:

@@ -6,10 +6,9 @@ closed sets exist from the start, so that a rate over the first event is right. 
 microseconds, and a scrape of one process does no I/O.
 
 Where several processes are one service, each counts into mapped files of its own in a directory
-that they share (prometheus_client's multiprocess mode, which the environment switches on before
-it is imported: `cli.work`), and `Summed` is their sum. The files are named after the worker's
-number and not its process, so that one that is started again goes on counting where its
-predecessor died, and restarts leave nothing behind.
+that they share (prometheus_client's multiprocess mode), and `Summed` is their sum. The files are
+named after the worker's number and not its process, so that one that is started again goes on
+counting where its predecessor died, and restarts leave nothing behind.
 """
 
 from __future__ import annotations
@@ -317,9 +316,9 @@ def _warm(instrument: Counter | Gauge | Histogram, *values: Iterable[str]) -> No
 
 
 def count_as(worker: int) -> None:
-    """Instruments made from now on count as those of that worker. Once in a process, before `Metrics`.
+    """Instruments made from now on count as those of that worker, in the directory that the environment names.
 
-    No two processes may be the same worker at once.
+    Once in a process, before `Metrics`. No two processes may be the same worker at once.
     """
     values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
 

@@ -16,6 +16,7 @@ import click
 
 from service import logs
 from service.allocator import suit_large_buffers
+from service.cli import count_in
 from service.commands import keep_private
 from service.keyfile import KeyFile
 from service.links import mint_upload, upload_url
@@ -25,6 +26,7 @@ from service.setting_types import hide_secrets
 from service.settings import MOST_WORKERS
 from service.starting import CannotStart, naming, processors
 from service.workers import single, supervisor
+from service.workers.nursery import Nursery
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -61,7 +63,9 @@ def serve(context: click.Context, *, workers: int | None, beside: bool, print_li
         if count == 1:
             _run(single.serve(settings, beside=beside, ready=ready))
         else:
-            _run(supervisor.serve(settings, count, beside=beside, ready=ready))
+            # before there is a thread or a loop
+            nursery = Nursery.begin(count_in)
+            _run(supervisor.serve(settings, count, nursery, beside=beside, ready=ready))
     except CannotStart as error:
         raise click.ClickException(str(error)) from error
 

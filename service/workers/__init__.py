@@ -1,8 +1,8 @@
 """The processes of a service, and how they live and end together.
 
     attachd serve ─┬─ one process: `single`
-                   └─ `supervisor` ─┬─ `worker` 0
-                                    ├─ `worker` 1 …
+                   └─ `supervisor` ── `nursery` ─┬─ `worker` 0
+                                                 ├─ `worker` 1 …
 
 A supervisor serves no uploads. It claims what the service has once (directory, addresses, keys,
 database), starts the workers, replaces one that dies or hangs, owns the operations listener and

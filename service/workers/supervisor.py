@@ -14,8 +14,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +29,7 @@ from service.starting import CannotStart
 from service.web.ops import CHECK_SECONDS, make_ops_app
 from service.workers.channel import Channel
 from service.workers.ending import FORCED_SECONDS, Start, end_by, on_signals
+from service.workers.nursery import Nursery, NurseryLost
 from service.workers.worker import BEAT_SECONDS, Job
 
 log = structlog.get_logger(__name__)
@@ -45,10 +44,6 @@ _FIRST_WAIT_SECONDS: Final = 0.1
 _LONGEST_WAIT_SECONDS: Final = 10.0
 #: a worker takes so long to look, and a moment to answer
 _CHECK_SECONDS: Final = CHECK_SECONDS + 1.0
-#: a worker whose channel has closed is gone, or about to be
-_GONE_SECONDS: Final = 2.0
-#: what a worker runs; the path is where this package is, if that is not where Python looks anyway
-_CODE: Final = "import sys; sys.path.append(sys.argv[3]); from service.cli import work; work(sys.argv[1], sys.argv[2])"
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +53,7 @@ class _Process:
     number: int
     #: see `Share.process`
     token: str
-    popen: subprocess.Popen[bytes]
+    pid: int
     channel: Channel
     began: float
     started: bool = False
@@ -72,8 +67,15 @@ class _Process:
     asked: bool = False
 
 
-async def serve(settings: Settings, count: int, *, beside: bool, ready: Callable[[Claim], None]) -> None:
-    """As `single.serve`, with so many workers."""
+async def serve(
+    settings: Settings, count: int, nursery: Nursery, *, beside: bool, ready: Callable[[Claim], None]
+) -> None:
+    """As `single.serve`, with so many workers.
+
+    Raises:
+        CannotStart: says why.
+        SystemExit: the nursery was lost, and the service stopped because of that.
+    """
     start = Start()
     # workers end by themselves once this process has
     on_signals(start.stop, lambda: os._exit(1))
@@ -82,7 +84,7 @@ async def serve(settings: Settings, count: int, *, beside: bool, ready: Callable
             claim = await stack.enter_async_context(claimed(settings, beside=beside))
             directory = await asyncio.to_thread(_counting_in, settings.data)
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
-            supervisor = Supervisor(settings, count, claim, directory)
+            supervisor = Supervisor(settings, count, nursery, claim, directory, start.stop)
             stack.push_async_callback(supervisor.kill)
             await supervisor.start()
             start.over()
@@ -96,6 +98,8 @@ async def serve(settings: Settings, count: int, *, beside: bool, ready: Callable
             await start.stopped.wait()
             end_by(settings.grace + 2 * FORCED_SECONDS)
             await supervisor.drain(succeeded=await asyncio.to_thread(claim.directory.others))
+            if supervisor.lost:
+                raise SystemExit(1)
         except asyncio.CancelledError:
             if not start.cancelled():
                 raise
@@ -117,8 +121,20 @@ def _counting_in(data: Path) -> Path:
 class Supervisor:
     """The workers of one service."""
 
-    def __init__(self, settings: Settings, count: int, claim: Claim, directory: Path) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        count: int,
+        nursery: Nursery,
+        claim: Claim,
+        directory: Path,
+        on_lost: Callable[[], None],
+    ) -> None:
         self.summed = metrics.Summed(directory)
+        #: whether the nursery is
+        self.lost = False
+        self._nursery = nursery
+        self._on_lost = on_lost
         self._settings = settings.model_copy(update={"listen": claim.public.address})
         self._count = count
         self._bound = claim.public.bound
@@ -157,20 +173,24 @@ class Supervisor:
         if self._ticking is not None:
             self._ticking.cancel()
         for process in self._processes.values():
-            process.popen.kill()
+            _kill(process)
         await asyncio.gather(*self._keepers, return_exceptions=True)
 
     async def _keep(self, number: int) -> None:
         """There is a worker of that number, until the service stops."""
         loop, wait = asyncio.get_running_loop(), 0.0
         while not self._stopping.is_set():
-            process = await self._spawn(number)
-            code = await self._attend(process)
+            try:
+                process = await self._spawn(number)
+                code = await self._attend(process)
+            except NurseryLost:
+                self._lose()
+                return
             if self._stopping.is_set():
                 return
             if not self._up and process.refused is not None:
                 raise CannotStart(process.refused)
-            log.error("worker_died", number=number, pid=process.popen.pid, exit=_exit(code), detail=process.refused)
+            log.error("worker_died", number=number, pid=process.pid, exit=_exit(code), detail=process.refused)
             self.summed.worker_died()
             young = loop.time() - process.began < _YOUNG_SECONDS
             wait = min(max(2 * wait, _FIRST_WAIT_SECONDS), _LONGEST_WAIT_SECONDS) if young else 0.0
@@ -178,32 +198,29 @@ class Supervisor:
                 async with asyncio.timeout(wait):
                     await self._stopping.wait()
 
+    def _lose(self) -> None:
+        """No worker can be replaced any more: whatever looks after the service had better start it anew."""
+        if not self._stopping.is_set() and not self.lost:
+            log.error("nursery_lost")
+            self.lost = True
+            self._on_lost()
+
     async def _spawn(self, number: int) -> _Process:
         ours, theirs = socket.socketpair()
-        token = new_process()
+        job = Job(number, new_process(), self._settings, str(self._directory))
         with theirs:
-            popen = await asyncio.to_thread(self._popen, number, theirs)
-        job = Job(number, token, self._settings, None if self._bound is None else self._bound.fileno())
-        with contextlib.suppress(ConnectionError):
-            job.send(ours)
+            handed = [theirs.fileno(), *([] if self._bound is None else [self._bound.fileno()])]
+            try:
+                pid = await asyncio.to_thread(self._nursery.bear, job, handed)
+            except NurseryLost:
+                ours.close()
+                raise
         ours.setblocking(False)
-        process = _Process(number, token, popen, await Channel.over(ours), asyncio.get_running_loop().time())
+        process = _Process(number, job.process, pid, await Channel.over(ours), asyncio.get_running_loop().time())
         self._processes[number] = process
         if self._stopping.is_set():
             process.channel.tell("drain", succeeded=False)
         return process
-
-    def _popen(self, number: int, theirs: socket.socket) -> subprocess.Popen[bytes]:
-        handed = [theirs.fileno(), *([] if self._bound is None else [self._bound.fileno()])]
-        return subprocess.Popen(  # noqa: S603 - ourselves, with nothing of a client's
-            # -P: what lies in the directory we were started in must not be taken for a module of ours
-            [
-                sys.executable, "-P", "-c", _CODE,
-                str(theirs.fileno()), str(self._directory), str(Path(__file__).parents[2]), f"worker-{number}",
-            ],
-            stdin=subprocess.DEVNULL,
-            pass_fds=handed,
-        )  # fmt: skip
 
     async def _attend(self, process: _Process) -> int:
         """Hears the worker until it is gone; how it ended."""
@@ -211,12 +228,10 @@ class Supervisor:
             process.silent = 0
             self._hear(process, message)
         try:
-            code = await asyncio.to_thread(process.popen.wait, _GONE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.popen.kill()
-            code = await asyncio.to_thread(process.popen.wait)
-        await process.channel.close()
-        del self._processes[process.number]
+            code = await asyncio.to_thread(self._nursery.reap, process.pid)
+        finally:
+            await process.channel.close()
+            del self._processes[process.number]
         process.checked.set()
         await asyncio.to_thread(metrics.forget_gauges, self._directory, process.number)
         self._dead.add(process.token)
@@ -256,8 +271,8 @@ class Supervisor:
             for process in self._processes.values():
                 process.silent += process.started
                 if process.silent > _STUCK_BEATS:
-                    log.error("worker_stuck", number=process.number, pid=process.popen.pid, seconds=process.silent)
-                    process.popen.kill()
+                    log.error("worker_stuck", number=process.number, pid=process.pid, seconds=process.silent)
+                    _kill(process)
 
     # --- for the operations listener --------------------------------------------------------------
 
@@ -286,6 +301,12 @@ class Supervisor:
             for task in answers:
                 task.cancel()
         return failed
+
+
+def _kill(process: _Process) -> None:
+    # the nursery has not been asked how it ended, so the number is still its own
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
 
 
 def _exit(code: int) -> str:

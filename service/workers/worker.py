@@ -1,15 +1,13 @@
 """One worker process: its share of the service, and its end of the channel to the supervisor.
 
-It gets its job over the channel, as the first bytes. It
-ends when it is told to, on a signal of its own, and when the supervisor is gone: a worker without
-one would keep the port and never be replaced.
+It ends when it is told to, on a signal of its own, and when the supervisor is gone: a worker
+without one would keep the port and never be replaced.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +16,6 @@ from typing import Any, Final
 import structlog
 
 from service import logs, metrics
-from service.allocator import suit_large_buffers
 from service.metadata.base import MetadataError
 from service.runtime import Service, Share, running
 from service.settings import Settings
@@ -29,7 +26,6 @@ from service.workers.ending import FORCED_SECONDS, Start, end_by, on_signals
 log = structlog.get_logger(__name__)
 
 BEAT_SECONDS: Final = 1.0
-_SIZE_BYTES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,49 +38,29 @@ class Job:
     process: str
     #: with the addresses that are really bound
     settings: Settings
-    #: the descriptor of the Unix socket to accept from, None where the address is a port
-    bound: int | None
-
-    def send(self, connected: socket.socket) -> None:
-        """The worker will read it with `receive`. Small enough never to block."""
-        pickled = pickle.dumps(self)
-        connected.sendall(len(pickled).to_bytes(_SIZE_BYTES, "big") + pickled)
-
-    @staticmethod
-    def receive(connected: socket.socket) -> Job:
-        """What `send` sent: our own supervisor's word."""
-        size = int.from_bytes(_exactly(connected, _SIZE_BYTES), "big")
-        job = pickle.loads(_exactly(connected, size))  # noqa: S301 - of our own parent, over a socket pair
-        if not isinstance(job, Job):
-            raise TypeError("no job")
-        return job
+    #: where it counts what `/metrics` sums
+    directory: str
 
 
-def _exactly(connected: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        piece = connected.recv(size - len(data))
-        if not piece:
-            raise SystemExit(1)
-        data += piece
-    return data
+def main(job: Job, channel: int, bound: int | None = None) -> None:
+    """The life of a worker process.
 
-
-def main(descriptor: int) -> None:
-    """The life of a worker process; the descriptor is its end of the channel."""
+    Args:
+        channel: the descriptor of its end.
+        bound: that of the Unix socket to accept from; none where the address is a port.
+    """
     import uvloop  # noqa: PLC0415 - does not exist on Windows
 
-    connected = socket.socket(fileno=descriptor)
-    job = Job.receive(connected)
     metrics.count_as(job.number)
     logs.configure(job.settings.log_format, job.settings.log_level, worker=job.number)
-    suit_large_buffers()
-    uvloop.run(_Worker(job).run(connected))
+    share = Share(job.process, None if bound is None else socket.socket(fileno=bound))
+    uvloop.run(_Worker(job.settings, share).run(socket.socket(fileno=channel)))
 
 
 class _Worker:
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, settings: Settings, share: Share) -> None:
+        self._settings = settings
+        self._share = share
         self._succeeded = False
         self._service: Service | None = None
         self._checking: asyncio.Task[None] | None = None
@@ -109,9 +85,7 @@ class _Worker:
             await channel.close()
 
     async def _serve(self, channel: Channel, start: Start) -> None:
-        job = self._job
-        bound = None if job.bound is None else socket.socket(fileno=job.bound)
-        async with running(job.settings, share=Share(job.process, bound)) as service:
+        async with running(self._settings, share=self._share) as service:
             start.over()
             self._service = service
             channel.tell("started")
@@ -119,7 +93,7 @@ class _Worker:
             beating = asyncio.create_task(_beat(channel))
             try:
                 await start.stopped.wait()
-                end_by(job.settings.grace + FORCED_SECONDS)
+                end_by(self._settings.grace + FORCED_SECONDS)
                 await service.stop(succeeded=self._succeeded)
             finally:
                 self._service = None

@@ -53,10 +53,14 @@ def free_port() -> int:
 
 
 class ServiceProcess:
-    """`python -m service serve` with data under `directory`; keyword arguments are settings by name."""
+    """`python -m service serve` with data under `directory`; keyword arguments are settings by name.
 
-    def __init__(self, directory: Path, **settings: str) -> None:
+    One process unless `ATTACHD_WORKERS` says otherwise.
+    """
+
+    def __init__(self, directory: Path, *arguments: str, **settings: str) -> None:
         self.directory = directory
+        self.arguments = arguments
         self.data = directory / "data"
         self.log_path = directory / "service.log"
         self.port = free_port()
@@ -81,6 +85,10 @@ class ServiceProcess:
     def pid(self) -> int:
         assert self._process is not None, "not started"
         return self._process.pid
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "service", "serve", *self.arguments]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -109,7 +117,7 @@ class ServiceProcess:
         self.directory.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "service", "serve"],
+                self.command,
                 cwd=ROOT,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -152,6 +160,11 @@ class ServiceProcess:
         """SIGTERM, as an orchestrator stops it; the exit code."""
         assert self._process is not None, "not started"
         self._process.terminate()
+        return self.wait()
+
+    def wait(self) -> int:
+        """The exit code, once the process has ended."""
+        assert self._process is not None, "not started"
         return self._process.wait(STOP_LIMIT)
 
     def restart(self) -> None:
@@ -210,8 +223,25 @@ class ServiceProcess:
                 samples[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
         return samples
 
+    def successor(self) -> ServiceProcess:
+        """The service that takes the place of this one: on the same directory and ports, to be started `--beside`."""
+        other = ServiceProcess(self.directory, "--beside", **self.settings)
+        other.port, other.ops_port = self.port, self.ops_port
+        other.log_path = self.log_path.with_name("successor.log")
+        return other
+
+    def workers(self) -> dict[int, int]:
+        """The process ids of the workers, by number; empty where the service is one process."""
+        found = {}
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                name, _, number = Path(f"/proc/{pid}/comm").read_text().strip().partition("-")
+                if name == "attachd" and number.isdecimal():
+                    found[int(number)] = pid
+        return found
+
     def pids(self) -> list[int]:
-        """The process and its workers."""
+        """The process, its nursery and its workers."""
         return [
             int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal() and _group(entry) == self.pid
         ]

@@ -1,0 +1,287 @@
+"""Several processes that are one service: whichever dies, the others and the supervisor make up for it."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.e2e.process import ROOT, START_LIMIT, ServiceProcess
+
+#: far more than anything here takes, on a machine that does other things as well
+PATIENCE = 60.0
+TUS = {"Tus-Resumable": "1.0.0"}
+IN_FLIGHT = 'attachd_transfers_in_flight{direction="in"}'
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[ServiceProcess]:
+    """A service of two workers."""
+    with ServiceProcess(tmp_path, ATTACHD_WORKERS="2", ATTACHD_GRACE="2s") as running:
+        yield running
+
+
+def until(holds: Callable[[], object]) -> None:
+    """Returns once it holds; fails the test if that takes too long."""
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.02)
+
+
+@contextmanager
+def line_to(service: ServiceProcess) -> Iterator[http.client.HTTPConnection]:
+    """A connection, closed at the end."""
+    line = http.client.HTTPConnection("127.0.0.1", service.port, timeout=PATIENCE)
+    try:
+        line.connect()
+        yield line
+    finally:
+        line.close()
+
+
+def ask(
+    service: ServiceProcess, method: str, url: str, body: bytes | None = None, **headers: str
+) -> http.client.HTTPResponse:
+    """One request on a connection of its own; header names with `_` for `-`."""
+    parts = urlsplit(url)
+    with line_to(service) as line:
+        sent = TUS | {name.replace("_", "-"): value for name, value in headers.items()}
+        line.request(method, f"{parts.path}?{parts.query}" if parts.query else parts.path, body, sent)
+        answer = line.getresponse()
+        answer.read()
+        return answer
+
+
+def create(service: ServiceProcess, length: int) -> str:
+    """A new upload; its address."""
+    answer = ask(service, "POST", service.mint_upload(), Upload_Length=str(length))
+    assert answer.status == 201
+    return answer.headers["Location"]
+
+
+def begin(service: ServiceProcess, upload: str, said: int, sent: bytes) -> tuple[socket.socket, int]:
+    """A PATCH that stops in the middle of its body, and which process has the connection."""
+    line = socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE)
+    head = (
+        f"PATCH {urlsplit(upload).path} HTTP/1.1\r\nHost: x\r\nTus-Resumable: 1.0.0\r\nUpload-Offset: 0\r\n"
+        f"Content-Type: application/offset+octet-stream\r\nContent-Length: {said}\r\n\r\n"
+    )
+    line.sendall(head.encode() + sent)
+    until(lambda: service.metrics()[IN_FLIGHT] == 1)
+    return line, holder_of(service, line)
+
+
+def holder_of(service: ServiceProcess, line: socket.socket) -> int:
+    """The process id of the worker at the other end of the connection."""
+    port = line.getsockname()[1]
+    ends = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    inodes = {row[9] for row in ends if row[2].endswith(f":{port:04X}")}
+    for pid in service.workers().values():
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                if os.readlink(entry).removeprefix("socket:[").rstrip("]") in inodes:
+                    return pid
+            except OSError:
+                continue
+    raise AssertionError("no worker has the connection")
+
+
+def resume(service: ServiceProcess, upload: str, content: bytes) -> http.client.HTTPResponse:
+    """The rest of the upload, from where HEAD says."""
+    answer = ask(service, "HEAD", upload)
+    assert answer.status == 200
+    offset = int(answer.headers["Upload-Offset"])
+    return ask(
+        service,
+        "PATCH",
+        upload,
+        content[offset:],
+        Upload_Offset=str(offset),
+        Content_Type="application/offset+octet-stream",
+    )
+
+
+def test_all_workers_serve_and_are_counted_as_one(service: ServiceProcess) -> None:
+    """Connections come to both workers, and what `/metrics` counts is what both of them answered."""
+    seen: set[int] = set()
+    count = 0
+    while len(seen) < 2 and count < 500:
+        with line_to(service) as line:
+            line.request("OPTIONS", "/files")
+            assert line.getresponse().status == 200
+            seen.add(holder_of(service, line.sock))
+        count += 1
+    assert seen == set(service.workers().values())
+    samples = service.metrics()
+    assert samples['attachd_http_requests_total{code="200",method="OPTIONS",route="/files"}'] == count
+    assert samples["attachd_workers"] == 2
+    assert samples["attachd_buffer_limit_bytes"] == 2 * 256 * 2**20
+
+
+def test_L4_a_dead_worker_leaves_its_uploads_free_at_once(service: ServiceProcess) -> None:
+    """The upload that a killed worker held goes on long before its lease would have run out; no byte is lost."""
+    content = os.urandom(300_000)
+    upload = create(service, len(content))
+    line, holder = begin(service, upload, len(content), content[:100_000])
+    with line:
+        killed_at = time.monotonic()
+        os.kill(holder, signal.SIGKILL)
+        until(lambda: holder not in service.workers().values() and len(service.workers()) == 2)
+        until(lambda: ask(service, "HEAD", upload).status == 200)
+        until(lambda: resume(service, upload, content).status == 204)
+    assert service.status(upload)["state"] == "ready"
+    # the term of a lease is ten seconds
+    assert time.monotonic() - killed_at < 8
+    samples = service.metrics()
+    assert samples["attachd_worker_deaths_total"] == 1
+    assert samples[IN_FLIGHT] == 0
+
+
+def test_counters_do_not_fall_with_a_worker(service: ServiceProcess) -> None:
+    """What a worker counted before it died is still counted when it has been replaced."""
+    for _ in range(20):
+        assert ask(service, "POST", service.mint_upload(), Upload_Length="5").status == 201
+    for pid in service.workers().values():
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: service.metrics()["attachd_worker_deaths_total"] == 2 and service.metrics()["attachd_workers"] == 2)
+    assert service.metrics()['attachd_uploads_created_total{protocol="tus"}'] == 20
+    assert ask(service, "POST", service.mint_upload(), Upload_Length="5").status == 201
+    assert service.metrics()['attachd_uploads_created_total{protocol="tus"}'] == 21
+
+
+def test_a_worker_that_is_told_to_end_is_replaced(service: ServiceProcess) -> None:
+    """SIGTERM to one worker drains it; the service goes on with another one in its place."""
+    before = service.workers()
+    os.kill(before[0], signal.SIGTERM)
+    until(lambda: service.workers().get(0) not in (None, before[0]))
+    until(lambda: service.metrics()["attachd_workers"] == 2)
+    assert service.workers()[1] == before[1]
+
+
+def test_a_stuck_worker_is_replaced(tmp_path: Path) -> None:
+    """One that gives no sign of life is killed, since new connections still go to it."""
+    with Impatient(tmp_path, ATTACHD_WORKERS="2") as service:
+        stopped = service.workers()[1]
+        os.kill(stopped, signal.SIGSTOP)
+        until(lambda: service.workers().get(1) not in (None, stopped))
+        until(lambda: service.metrics()["attachd_workers"] == 2)
+    assert "worker_stuck" in service.log_path.read_text()
+
+
+class Impatient(ServiceProcess):
+    """A service whose supervisor waits three seconds for a sign of life."""
+
+    code = "import service.workers.supervisor as s; s._STUCK_BEATS = 3; from service.cli import main; main()"
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-c", self.code, "serve"]
+
+
+def test_workers_end_with_their_supervisor(service: ServiceProcess) -> None:
+    """A killed supervisor leaves no worker behind, and the next start finds the address free."""
+    os.kill(service.pid, signal.SIGKILL)
+    until(lambda: not service.workers())
+    service.restart()
+    assert len(service.workers()) == 2
+
+
+def test_a_service_without_a_nursery_ends_and_says_so(service: ServiceProcess) -> None:
+    """When no worker can be replaced any more the service drains and fails, for whatever looks after it."""
+    workers = service.workers()
+    (nursery,) = set(service.pids()) - {service.pid} - set(workers.values())
+    os.kill(nursery, signal.SIGKILL)
+    os.kill(workers[0], signal.SIGKILL)
+    assert service.wait() == 1
+    assert "nursery_lost" in service.log_path.read_text()
+    until(lambda: not service.pids())
+
+
+def test_a_stop_takes_all_with_it(service: ServiceProcess) -> None:
+    """SIGTERM to the supervisor ends every process, with 0, and leaves nothing of the run in the directory."""
+    assert service.terminate() == 0
+    until(lambda: not service.pids())
+    assert list((service.data / "metrics").iterdir()) == []
+
+
+def test_a_worker_that_cannot_start_ends_the_start(tmp_path: Path) -> None:
+    """The one line that it says is the service's, with exit code 1, and no process is left."""
+    service = ServiceProcess(tmp_path, ATTACHD_WORKERS="3")
+    service.data.mkdir()
+    (service.data / "files").write_text("in the way")
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "serve"],
+        cwd=ROOT, env=service.environment, capture_output=True, text=True, timeout=START_LIMIT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    said = [text for text in done.stderr.splitlines() if not text.startswith("{")]
+    assert len(said) == 1
+    assert said[0].startswith("Error: ATTACHD_DATA: ")
+
+
+def test_a_second_service_is_refused_unless_it_says_why_it_comes(service: ServiceProcess) -> None:
+    """Without --beside a start on the same directory ends with a line that names both ways out."""
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "serve"],
+        cwd=ROOT, env=service.environment, capture_output=True, text=True, timeout=START_LIMIT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "another attachd runs on it; stop that one first, or take its place with --beside" in done.stderr
+    assert service.metrics()["attachd_workers"] == 2
+
+
+def test_an_address_of_another_directory_is_refused(service: ServiceProcess, tmp_path: Path) -> None:
+    """Ports are shared within a service only: another one on the same port does not start."""
+    other = ServiceProcess(tmp_path / "other", ATTACHD_WORKERS="2")
+    other.directory.mkdir()
+    other.port = service.port
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "serve"],
+        cwd=ROOT, env=other.environment, capture_output=True, text=True, timeout=START_LIMIT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"ATTACHD_LISTEN: cannot listen on 127.0.0.1:{service.port}: address already in use" in done.stderr
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_S1_a_successor_gets_the_new_connections(tmp_path: Path, workers: str) -> None:
+    """From the moment the first service is told to stop every connection goes to the one started beside it."""
+    with ServiceProcess(tmp_path, ATTACHD_WORKERS=workers, ATTACHD_GRACE="20s") as first:
+        content = os.urandom(200_000)
+        upload = create(first, len(content))
+        second = first.successor()
+        with second:
+            # an answer may be of either: both have to be there
+            until(lambda: "service_started" in second.log_path.read_text())
+            os.kill(first.pid, signal.SIGTERM)
+            until(lambda: '"succeeded": true' in first.log_path.read_text())
+            until(lambda: not first.pids())
+            assert resume(second, upload, content).status == 204
+            assert second.status(upload)["state"] == "ready"
+            assert second.terminate() == 0
+
+
+def test_workers_share_a_unix_socket(tmp_path: Path) -> None:
+    """A public address that is a Unix socket is served by all workers, and is gone after the end."""
+    path = tmp_path / "public.sock"
+    with ServiceProcess(tmp_path, ATTACHD_WORKERS="2", ATTACHD_LISTEN=f"unix:{path}") as service:
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX) as line:
+                line.settimeout(PATIENCE)
+                line.connect(str(path))
+                line.sendall(b"OPTIONS /files HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                assert line.recv(100).startswith(b"HTTP/1.1 200 ")
+        assert service.metrics()['attachd_http_requests_total{code="200",method="OPTIONS",route="/files"}'] == 20
+        assert service.terminate() == 0
+        assert not path.exists()
