@@ -4,7 +4,8 @@ The lease itself is a row in the metadata store with an epoch that rises each ti
 hands; storage and every commit carry the epoch, so a holder that slept through its term can do no
 harm (contract, section 5, rule 4). This module adds the manners: ask the holder to stop, wait for
 it to commit what it has, then take. Within one process asking is a call; between processes it is
-a mark in the row, which each process looks for in one query for all its leases.
+a mark in the row, which each process looks for in one query for all its leases. HEAD asks more
+politely: only who is silent lets go, and who is not takes the mark away.
 
 The owner string is random per process, so a restarted one is never mistaken for its predecessor
 (lesson L4: no process ids, no lock files).
@@ -21,7 +22,7 @@ from typing import Final
 import structlog
 
 from service.clock import Clock
-from service.metadata.base import Lease, LeaseHeld, MetadataError, MetadataStore, MetadataUnavailable
+from service.metadata.base import Asked, Lease, LeaseHeld, MetadataError, MetadataStore, MetadataUnavailable
 from service.metrics import Metrics
 from service.model import Upload, UploadId
 from service.protocol.problems import refuse
@@ -37,6 +38,8 @@ BEAT_SECONDS: Final = 0.25
 #: a writer that got no byte for this long makes way for HEAD (T-0D1)
 SILENT_SECONDS: Final = 2.0
 _RENEW_EVERY: Final = 12
+#: how often one who asked another process looks whether it has let go
+_LOOK_SECONDS: Final = BEAT_SECONDS / 5
 
 
 class Holder:
@@ -168,8 +171,8 @@ class Leases:
             here.stop()
             await here.released.wait()
             return
-        await self._metadata.ask_lease(upload_id)
-        await asyncio.sleep(BEAT_SECONDS / 5)
+        await self._metadata.ask_lease(upload_id, Asked.ANYHOW)
+        await asyncio.sleep(_LOOK_SECONDS)
 
     async def _release(self, lease: Lease, holder: Holder) -> None:
         try:
@@ -223,16 +226,31 @@ class Leases:
 
     async def _hush_elsewhere(self, upload_id: UploadId) -> bool:
         deadline = self._clock.monotonic() + self._patience_seconds
-        asked = False
+        asked: Lease | None = None
         while True:
             lease = await self._metadata.lease(upload_id)
             if lease is None or lease.until <= self._clock.now():
-                return asked
+                return asked is not None
+            if asked is None:
+                asked = lease
+                await self._metadata.ask_lease(upload_id, Asked.IF_SILENT)
+            elif lease.epoch != asked.epoch:
+                # it has gone on to somebody who has only just begun
+                return True
+            elif lease.asked is Asked.NOT:
+                return False
             if self._clock.monotonic() >= deadline:
                 raise refuse("locked", "the upload is busy; ask again", retry_after=1)
-            asked = True
-            await self._metadata.ask_lease(upload_id)
-            await asyncio.sleep(BEAT_SECONDS / 5)
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _answer(self, upload_id: UploadId, asked: Asked) -> None:
+        holder = self._holders.get(upload_id)
+        if holder is None:
+            return
+        if asked is Asked.ANYHOW or holder.silent_seconds() >= SILENT_SECONDS:
+            holder.stop()
+        else:
+            await self._metadata.keep_lease(upload_id, self._process)
 
     async def run(self) -> None:
         """Renews what is held here and passes on what others ask for. Runs until cancelled."""
@@ -246,9 +264,7 @@ class Leases:
             try:
                 if beat % _RENEW_EVERY == 0:
                     await self._metadata.renew_leases(self._process, until=self._clock.now() + TERM_SECONDS)
-                for upload_id in await self._metadata.asked_leases(self._process):
-                    holder = self._holders.get(upload_id)
-                    if holder is not None:
-                        holder.stop()
+                for upload_id, asked in await self._metadata.asked_leases(self._process):
+                    await self._answer(upload_id, asked)
             except MetadataError:
                 log.warning("lease_beat_failed")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Protocol
 
 from service.model import Block, Event, File, FileId, LinkUse, Part, State, Upload, UploadId
@@ -41,6 +42,15 @@ class FileIdTaken(MetadataError):
     """Permanent: another live upload or a file has the file id that the link fixes."""
 
 
+class Asked(IntEnum):
+    """Whether the holder of a lease is asked to let go."""
+
+    NOT = 0
+    #: if no byte has come for a while
+    IF_SILENT = 1
+    ANYHOW = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """The timed right to write one upload. `epoch` fences every older holder."""
@@ -49,6 +59,7 @@ class Lease:
     owner: str
     epoch: int
     until: float
+    asked: Asked = Asked.NOT
 
 
 class LeaseHeld(Exception):
@@ -232,12 +243,16 @@ class MetadataStore(Protocol):
         """
         ...
 
-    async def ask_lease(self, upload_id: UploadId) -> None:
-        """The holder, if any, is asked to let go; it learns so from `asked_leases`."""
+    async def ask_lease(self, upload_id: UploadId, how: Asked) -> None:
+        """The holder, if any, is asked to let go; it learns so from `asked_leases`. What was asked anyhow stays so."""
         ...
 
-    async def asked_leases(self, owner_prefix: str) -> tuple[UploadId, ...]:
-        """Uploads whose lease somebody asks of an owner that starts with the prefix."""
+    async def asked_leases(self, owner_prefix: str) -> tuple[tuple[UploadId, Asked], ...]:
+        """Uploads whose lease somebody asks of an owner that starts with the prefix, and how."""
+        ...
+
+    async def keep_lease(self, upload_id: UploadId, owner_prefix: str) -> None:
+        """Such an owner that was asked if it is silent says that it is not: it is not asked any more."""
         ...
 
     async def renew_leases(self, owner_prefix: str, *, until: float) -> None:

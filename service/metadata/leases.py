@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, bindparam, func, or_, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, case, func, or_, select, update
 
-from service.metadata.base import Conflict, Lease, LeaseHeld
+from service.metadata.base import Asked, Conflict, Lease, LeaseHeld
 from service.metadata.prepared import Prepared
 from service.metadata.reads import LIVE, load_uploads, up, upload_row
 from service.metadata.schema import uploads
@@ -13,7 +13,7 @@ from service.model import State, Upload, UploadId
 _HELD = up.lease_owner.is_not(None)
 #: Not LIKE: SQLite's takes `a` for `A`, and a token may hold its wildcards.
 _OF_OWNERS = func.substr(up.lease_owner, 1, bindparam("prefix_length")) == bindparam("prefix")
-_FREE = {"lease_owner": None, "lease_until": None, "lease_asked": False}
+_FREE = {"lease_owner": None, "lease_until": None, "lease_asked": Asked.NOT}
 _ACQUIRE = Prepared(
     update(uploads)
     .where(
@@ -25,10 +25,22 @@ _ACQUIRE = Prepared(
             up.lease_until <= bindparam("now"),
         ),
     )
-    .values(lease_owner=bindparam("owner_token"), lease_until=bindparam("until"), lease_asked=False, epoch=up.epoch + 1)
+    .values(
+        lease_owner=bindparam("owner_token"), lease_until=bindparam("until"), lease_asked=Asked.NOT, epoch=up.epoch + 1
+    )
     .returning(uploads)
 )
-_ASK = update(uploads).where(up.id == bindparam("upload_id"), _HELD).values(lease_asked=True)
+_HOW: BindParameter[int] = bindparam("how")
+_ASK = (
+    update(uploads)
+    .where(up.id == bindparam("upload_id"), _HELD)
+    .values(lease_asked=case((up.lease_asked < _HOW, _HOW), else_=up.lease_asked))
+)
+_KEEP = (
+    update(uploads)
+    .where(up.id == bindparam("upload_id"), _HELD, _OF_OWNERS, up.lease_asked == Asked.IF_SILENT)
+    .values(lease_asked=Asked.NOT)
+)
 _RELEASE = Prepared(
     update(uploads)
     .where(
@@ -39,8 +51,10 @@ _RELEASE = Prepared(
     .values(_FREE)
 )
 _RENEW = update(uploads).where(_HELD, _OF_OWNERS).values(lease_until=bindparam("until"))
-_ASKED = Prepared(select(up.id).where(_HELD, up.lease_asked.is_(True), _OF_OWNERS))
-_LEASE = Prepared(select(up.lease_owner, up.lease_until, up.epoch).where(up.id == bindparam("upload_id"), _HELD))
+_ASKED = Prepared(select(up.id, up.lease_asked).where(_HELD, up.lease_asked > Asked.NOT, _OF_OWNERS))
+_LEASE = Prepared(
+    select(up.lease_owner, up.lease_until, up.lease_asked, up.epoch).where(up.id == bindparam("upload_id"), _HELD)
+)
 _DROP = update(uploads).where(_HELD, _OF_OWNERS).values(_FREE)
 
 
@@ -55,19 +69,25 @@ def acquire(connection: Connection, upload_id: UploadId, owner: str, now: float,
     raise LeaseHeld(row.lease_owner, row.lease_until)
 
 
-def ask(connection: Connection, upload_id: UploadId) -> None:
-    connection.execute(_ASK, {"upload_id": upload_id})
+def ask(connection: Connection, upload_id: UploadId, how: Asked) -> None:
+    connection.execute(_ASK, {"upload_id": upload_id, "how": how})
 
 
-def asked(connection: Connection, prefix: str) -> tuple[UploadId, ...]:
+def keep(connection: Connection, upload_id: UploadId, prefix: str) -> None:
+    connection.execute(_KEEP, {"upload_id": upload_id, "prefix": prefix, "prefix_length": len(prefix)})
+
+
+def asked(connection: Connection, prefix: str) -> tuple[tuple[UploadId, Asked], ...]:
     """Sorted here: to sort by id SQLite would walk the table along its key instead of what is leased."""
     found = _ASKED.all(connection, {"prefix": prefix, "prefix_length": len(prefix)})
-    return tuple(sorted(UploadId(row.id) for row in found))
+    return tuple(sorted((UploadId(row.id), Asked(row.lease_asked)) for row in found))
 
 
 def lease(connection: Connection, upload_id: UploadId) -> Lease | None:
     row = _LEASE.first(connection, {"upload_id": upload_id})
-    return None if row is None else Lease(upload_id, row.lease_owner, row.epoch, row.lease_until)
+    if row is None:
+        return None
+    return Lease(upload_id, row.lease_owner, row.epoch, row.lease_until, Asked(row.lease_asked))
 
 
 def renew(connection: Connection, prefix: str, until: float) -> None:

@@ -12,6 +12,7 @@ from dataclasses import fields
 from functools import lru_cache
 from typing import Any, Final
 
+from service.metadata.base import Asked
 from service.model import (
     Block,
     ConcatKind,
@@ -81,7 +82,7 @@ def dump_upload(upload: Upload) -> dict[str, Any]:
         "problem_detail": upload.problem_detail,
         "lease_owner": None,
         "lease_until": None,
-        "lease_asked": False,
+        "lease_asked": Asked.NOT,
     }
 
 

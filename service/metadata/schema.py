@@ -80,7 +80,7 @@ uploads = Table(
     Column("problem_detail", Text),
     Column("lease_owner", Text),
     Column("lease_until", Double),
-    Column("lease_asked", Boolean, nullable=False),
+    Column("lease_asked", Integer, nullable=False),
     Index("uploads_file", "file_id", "created_at"),
     # One file id, one live upload: the rule itself, also where two writers do not wait for each other.
     Index(

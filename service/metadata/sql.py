@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from service.metadata import leases, reads, writes
 from service.metadata.base import (
     Advance,
+    Asked,
     Ending,
     Lease,
     MetadataError,
@@ -166,10 +167,13 @@ class SqlMetadata:
     async def acquire_lease(self, upload_id: UploadId, owner: str, *, now: float, until: float) -> tuple[Lease, Upload]:
         return await self._write(partial(leases.acquire, upload_id=upload_id, owner=owner, now=now, until=until))
 
-    async def ask_lease(self, upload_id: UploadId) -> None:
-        await self._write(partial(leases.ask, upload_id=upload_id))
+    async def ask_lease(self, upload_id: UploadId, how: Asked) -> None:
+        await self._write(partial(leases.ask, upload_id=upload_id, how=how))
 
-    async def asked_leases(self, owner_prefix: str) -> tuple[UploadId, ...]:
+    async def keep_lease(self, upload_id: UploadId, owner_prefix: str) -> None:
+        await self._write(partial(leases.keep, upload_id=upload_id, prefix=owner_prefix))
+
+    async def asked_leases(self, owner_prefix: str) -> tuple[tuple[UploadId, Asked], ...]:
         return await self._read(partial(leases.asked, prefix=owner_prefix))
 
     async def renew_leases(self, owner_prefix: str, *, until: float) -> None:

@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from service.metadata.base import Advance, Conflict, Ending, FileIdTaken
+from service.metadata.base import Advance, Asked, Conflict, Ending, FileIdTaken
 from service.metadata.prepared import Prepared, PreparedPut
 from service.metadata.reads import (
     ENDED,
@@ -142,7 +142,7 @@ _END = (
         epoch=up.epoch + 1,
         lease_owner=None,
         lease_until=None,
-        lease_asked=False,
+        lease_asked=Asked.NOT,
     )
     .returning(uploads)
 )

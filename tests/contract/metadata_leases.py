@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from service.clock import new_upload_id
-from service.metadata.base import Conflict, Ending, Lease, LeaseHeld, MetadataStore
+from service.metadata.base import Asked, Conflict, Ending, Lease, LeaseHeld, MetadataStore
 from service.model import ConcatKind, State
 from tests.contract.metadata_values import (
     DAY,
@@ -116,22 +116,42 @@ class LeaseContract:
         await store.acquire_lease(theirs.id, "Node.1", now=NOW, until=NOW + 10)
         unasked, _ = await leased(store)
         for upload in (mine, theirs):
-            await other.ask_lease(upload.id)
-        assert await store.asked_leases("node.") == (mine.id,)
+            await other.ask_lease(upload.id, Asked.ANYHOW)
+        assert await store.asked_leases("node.") == ((mine.id, Asked.ANYHOW),)
         assert await store.asked_leases("nod_") == ()
-        assert unasked.id not in await store.asked_leases("")
+        assert unasked.id not in dict(await store.asked_leases(""))
+
+    async def test_a_polite_question_can_be_answered(self, store: MetadataStore, other: MetadataStore) -> None:
+        """Who is asked to let go if silent may say that it is not, as often as it is asked; nobody else may."""
+        upload, lease = await leased(store)
+        for _ in range(2):
+            await other.ask_lease(upload.id, Asked.IF_SILENT)
+            assert await store.asked_leases("node.") == ((upload.id, Asked.IF_SILENT),)
+            await store.keep_lease(upload.id, "edon.")
+            assert await other.lease(upload.id) == replace(lease, asked=Asked.IF_SILENT)
+            await store.keep_lease(upload.id, "node.")
+            assert await other.lease(upload.id) == lease
+            assert await store.asked_leases("node.") == ()
+
+    async def test_a_question_of_a_newer_writer_stands(self, store: MetadataStore, other: MetadataStore) -> None:
+        """Neither a polite question nor the answer to one takes back that the lease is asked for anyhow."""
+        upload, _ = await leased(store)
+        await other.ask_lease(upload.id, Asked.ANYHOW)
+        await other.ask_lease(upload.id, Asked.IF_SILENT)
+        await store.keep_lease(upload.id, "node.")
+        assert await store.asked_leases("node.") == ((upload.id, Asked.ANYHOW),)
 
     async def test_ask_ends_with_the_lease(self, store: MetadataStore) -> None:
         """A release or a new lease answers the question; nobody is asked for what nobody holds."""
         upload, lease = await leased(store)
-        await store.ask_lease(upload.id)
+        await store.ask_lease(upload.id, Asked.ANYHOW)
         await store.release_lease(lease)
-        await store.ask_lease(upload.id)
-        await store.ask_lease(new_upload_id())
+        await store.ask_lease(upload.id, Asked.ANYHOW)
+        await store.ask_lease(new_upload_id(), Asked.ANYHOW)
         assert await store.asked_leases("") == ()
         await store.acquire_lease(upload.id, "node.1", now=NOW, until=NOW + 10)
         assert await store.asked_leases("node.") == ()
-        await store.ask_lease(upload.id)
+        await store.ask_lease(upload.id, Asked.ANYHOW)
         await store.acquire_lease(upload.id, "node.1", now=NOW, until=NOW + 10)
         assert await store.asked_leases("node.") == ()
 
@@ -149,7 +169,7 @@ class LeaseContract:
     async def test_dropped_leases_are_free(self, store: MetadataStore) -> None:
         """After drop_leases nothing is held or asked for, and epochs still rise."""
         upload, lease = await leased(store)
-        await store.ask_lease(upload.id)
+        await store.ask_lease(upload.id, Asked.ANYHOW)
         await store.drop_leases()
         assert await store.lease(upload.id) is None
         again, _ = await store.acquire_lease(upload.id, "node.2", now=NOW, until=NOW + 10)

@@ -291,6 +291,17 @@ async def test_T_0D5_head_spares_a_lively_writer_of_the_other(tmp_path: Path) ->
         assert (await other.head(path)).offset == 10
 
 
+async def test_T_0D5_head_spares_a_lively_writer_whose_bytes_are_not_committed_yet(tmp_path: Path) -> None:
+    """However old the offset, it is the writer's process that tells whether it is silent."""
+    async with two(tmp_path) as (one, other, clock):
+        path = await one.create(10)
+        line = await begin_patch(one, path, 0, b"hello", length=10)
+        clock.forward(SILENCE)
+        assert (await other.head(path)).offset == 0
+        await line.send(b"world")
+        assert (await line.answer()).status == 204
+
+
 async def test_T_0D5_head_stops_a_silent_writer_of_the_other(tmp_path: Path) -> None:
     """And has a silent one commit and stop."""
     async with two(tmp_path) as (one, other, clock):

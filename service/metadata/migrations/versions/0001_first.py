@@ -36,7 +36,7 @@ def upgrade() -> None:
         sa.Column("problem_detail", sa.Text()),
         sa.Column("lease_owner", sa.Text()),
         sa.Column("lease_until", sa.Double()),
-        sa.Column("lease_asked", sa.Boolean(), nullable=False),
+        sa.Column("lease_asked", sa.Integer(), nullable=False),
     )
     op.create_index("uploads_file", "uploads", ["file_id", "created_at"])
     live = "state IN ('receiving', 'finishing', 'ready') AND concat_kind <> 'partial'"
