@@ -128,6 +128,8 @@ class Claim:
     public: Listener
     operations: Listener
     keys: KeyFile
+    #: whether no other service used the directory when this one began
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ async def claimed(settings: Settings, *, beside: bool = False) -> AsyncIterator[
                     # whoever held a lease is gone
                     await metadata.drop_leases()
         await asyncio.to_thread(directory.settle)
-        yield Claim(directory, public, operations, keys)
+        yield Claim(directory, public, operations, keys, alone)
 
 
 @contextlib.asynccontextmanager

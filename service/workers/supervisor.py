@@ -2,8 +2,8 @@
 
 A worker that dies is replaced at once; one that dies young again and again, after a wait that
 doubles. One whose event loop gives no sign of life for half a minute is killed, since the kernel
-goes on giving it connections. A start succeeds when every worker serves; a worker that says it
-cannot start ends the start with its word, and is tried again if that comes later.
+goes on giving it connections. A start succeeds when every worker serves; a worker that cannot
+start, or dies, ends the start with its word, and is tried again if that comes later.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import structlog
 from service import __version__, metrics
 from service.runtime import Claim, claimed, new_process
 from service.settings import Settings
-from service.starting import CannotStart
+from service.starting import CannotStart, naming, words
 from service.web.ops import CHECK_SECONDS, make_ops_app
 from service.workers.channel import Channel
 from service.workers.ending import FORCED_SECONDS, Start, end_by, on_signals
@@ -55,7 +55,6 @@ class _Process:
     token: str
     pid: int
     channel: Channel
-    began: float
     started: bool = False
     #: why it did not start
     refused: str | None = None
@@ -82,7 +81,8 @@ async def serve(
     async with contextlib.AsyncExitStack() as stack:
         try:
             claim = await stack.enter_async_context(claimed(settings, beside=beside))
-            directory = await asyncio.to_thread(_counting_in, settings.data)
+            with naming("ATTACHD_DATA", settings.data.absolute()):
+                directory = await asyncio.to_thread(_counting_in, settings.data, alone=claim.alone)
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
             supervisor = Supervisor(settings, count, nursery, claim, directory, start.stop)
             stack.push_async_callback(supervisor.kill)
@@ -106,16 +106,13 @@ async def serve(
     log.info("service_stopped")
 
 
-def _counting_in(data: Path) -> Path:
-    """A new directory for what the workers of this run count. What a killed run left is gone. Blocks."""
+def _counting_in(data: Path, *, alone: bool) -> Path:
+    """A new directory for what the workers of this run count. What killed runs left is gone. Blocks."""
     above = data / _METRICS_NAME
+    if alone:
+        shutil.rmtree(above, ignore_errors=True)
     above.mkdir(mode=0o700, exist_ok=True)
-    for left in above.iterdir():
-        # a name that ends in a process of another container, too, is rather kept than removed under its feet
-        pid = left.name.partition("-")[0]
-        if not pid.isdecimal() or not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=above))
+    return Path(tempfile.mkdtemp(dir=above))
 
 
 class Supervisor:
@@ -180,23 +177,35 @@ class Supervisor:
         """There is a worker of that number, until the service stops."""
         loop, wait = asyncio.get_running_loop(), 0.0
         while not self._stopping.is_set():
+            began = loop.time()
             try:
-                process = await self._spawn(number)
-                code = await self._attend(process)
+                await self._one_life(number)
             except NurseryLost:
                 self._lose()
                 return
             if self._stopping.is_set():
                 return
-            if not self._up and process.refused is not None:
-                raise CannotStart(process.refused)
-            log.error("worker_died", number=number, pid=process.pid, exit=_exit(code), detail=process.refused)
             self.summed.worker_died()
-            young = loop.time() - process.began < _YOUNG_SECONDS
+            young = loop.time() - began < _YOUNG_SECONDS
             wait = min(max(2 * wait, _FIRST_WAIT_SECONDS), _LONGEST_WAIT_SECONDS) if young else 0.0
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._stopping.wait()
+
+    async def _one_life(self, number: int) -> None:
+        """A worker was there and has ended. Raises CannotStart: it could not start, and the service is starting."""
+        try:
+            process = await self._spawn(number)
+            code = await self._attend(process)
+        except OSError as error:
+            # no descriptors, no memory: later, perhaps
+            log.error("worker_not_made", number=number, reason=words(error))  # noqa: TRY400 - its place says nothing
+            return
+        if self._stopping.is_set():
+            return
+        if not self._up:
+            raise CannotStart(process.refused or f"a worker ended while it started ({_exit(code)})")
+        log.error("worker_died", number=number, pid=process.pid, exit=_exit(code), detail=process.refused)
 
     def _lose(self) -> None:
         """No worker can be replaced any more: whatever looks after the service had better start it anew."""
@@ -216,7 +225,7 @@ class Supervisor:
                 ours.close()
                 raise
         ours.setblocking(False)
-        process = _Process(number, job.process, pid, await Channel.over(ours), asyncio.get_running_loop().time())
+        process = _Process(number, job.process, pid, await Channel.over(ours))
         self._processes[number] = process
         if self._stopping.is_set():
             process.channel.tell("drain", succeeded=False)
