@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import structlog
 
@@ -76,8 +76,14 @@ async def serve(
         SystemExit: the nursery was lost, and the service stopped because of that.
     """
     start = Start()
-    # workers end by themselves once this process has
-    on_signals(start.stop, lambda: os._exit(1))
+    supervisor: Supervisor | None = None
+
+    def end_now() -> NoReturn:
+        if supervisor is not None:
+            supervisor.kill_all()
+        os._exit(1)
+
+    on_signals(start.stop, end_now)
     async with contextlib.AsyncExitStack() as stack:
         try:
             claim = await stack.enter_async_context(claimed(settings, beside=beside))
@@ -169,9 +175,13 @@ class Supervisor:
         self._stopping.set()
         if self._ticking is not None:
             self._ticking.cancel()
+        self.kill_all()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    def kill_all(self) -> None:
+        """No worker serves any more."""
         for process in self._processes.values():
             _kill(process)
-        await asyncio.gather(*self._keepers, return_exceptions=True)
 
     async def _keep(self, number: int) -> None:
         """There is a worker of that number, until the service stops."""

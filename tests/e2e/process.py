@@ -162,6 +162,10 @@ class ServiceProcess:
         self._process.terminate()
         return self.wait()
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def wait(self) -> int:
         """The exit code, once the process has ended."""
         assert self._process is not None, "not started"

@@ -21,13 +21,14 @@ from tests.e2e.process import ROOT, START_LIMIT, ServiceProcess
 #: far more than anything here takes, on a machine that does other things as well
 PATIENCE = 60.0
 TUS = {"Tus-Resumable": "1.0.0"}
+OCTETS = "application/offset+octet-stream"
 IN_FLIGHT = 'attachd_transfers_in_flight{direction="in"}'
 
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[ServiceProcess]:
     """A service of two workers."""
-    with ServiceProcess(tmp_path, ATTACHD_WORKERS="2", ATTACHD_GRACE="2s") as running:
+    with ServiceProcess(tmp_path, ATTACHD_WORKERS="2") as running:
         yield running
 
 
@@ -75,7 +76,7 @@ def begin(service: ServiceProcess, upload: str, said: int, sent: bytes) -> tuple
     line = socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE)
     head = (
         f"PATCH {urlsplit(upload).path} HTTP/1.1\r\nHost: x\r\nTus-Resumable: 1.0.0\r\nUpload-Offset: 0\r\n"
-        f"Content-Type: application/offset+octet-stream\r\nContent-Length: {said}\r\n\r\n"
+        f"Content-Type: {OCTETS}\r\nContent-Length: {said}\r\n\r\n"
     )
     line.sendall(head.encode() + sent)
     until(lambda: service.metrics()[IN_FLIGHT] == 1)
@@ -108,7 +109,7 @@ def resume(service: ServiceProcess, upload: str, content: bytes) -> http.client.
         upload,
         content[offset:],
         Upload_Offset=str(offset),
-        Content_Type="application/offset+octet-stream",
+        Content_Type=OCTETS,
     )
 
 
@@ -213,6 +214,25 @@ def test_a_stop_takes_all_with_it(service: ServiceProcess) -> None:
     assert service.terminate() == 0
     until(lambda: not service.pids())
     assert list((service.data / "metrics").iterdir()) == []
+
+
+def test_a_second_signal_ends_all_at_once(service: ServiceProcess) -> None:
+    """A second SIGTERM does not wait for the download that the first one waits for; no process is left."""
+    content = os.urandom(8 * 2**20)
+    answer = ask(service, "POST", service.mint_upload(), content, Upload_Length=str(len(content)), Content_Type=OCTETS)
+    parts = urlsplit(service.mint_download(answer.headers["Attachd-File-Id"]))
+    with socket.create_connection(("127.0.0.1", service.port)) as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.sendall(f"GET {parts.path}?{parts.query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        until(lambda: service.metrics()['attachd_transfers_in_flight{direction="out"}'] == 1)
+        os.kill(service.pid, signal.SIGTERM)
+        until(lambda: service.log_path.read_text().count("service_draining") == 3)
+        while service.running:
+            os.kill(service.pid, signal.SIGTERM)
+            time.sleep(0.1)
+        assert service.wait() == 1
+        until(lambda: not service.pids())
+    assert "stop_forced" not in service.log_path.read_text()
 
 
 def test_a_worker_that_cannot_start_ends_the_start(tmp_path: Path) -> None:
