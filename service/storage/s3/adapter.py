@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
 import structlog
@@ -238,8 +238,11 @@ class S3Storage:
     async def read_upload(self, ledger: Sequence[Part], start: int, end: int) -> AsyncIterator[bytes]:
         """See `Storage.read_upload`."""
         await self._own()
-        async for piece in reading.read_upload(self._calls, self._memory, self._segments, ledger, start, end):
-            yield piece
+        read = reading.read_upload(self._calls, self._memory, self._segments, ledger, start, end)
+        # who stops early gives back what was taken for it at once
+        async with aclosing(read) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def concatenate(self, upload_id: UploadId, sources: Sequence[Sequence[Part]], *, epoch: int) -> Receipt:
         """See `Storage.concatenate`."""
