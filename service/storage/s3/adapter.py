@@ -31,7 +31,7 @@ from service.storage.s3.client import S3Options, StoreRefused, answer_in
 from service.storage.s3.completing import Completer
 from service.storage.s3.joining import Joiner
 from service.storage.s3.memory import Memory
-from service.storage.s3.probing import store_checks_checksums
+from service.storage.s3.probing import remove_old, store_checks_checksums
 from service.storage.s3.segments import Segments
 from service.storage.threads import Threads
 
@@ -158,6 +158,7 @@ class S3Storage:
         await self._workers.run(lambda: self._calls.connect(checksums=checked))
         self._known = True
         log.info("storage_found", checksums="crc32c" if checked else "none")
+        await remove_old(self._calls)
 
     async def close(self) -> None:
         """See `Storage.close`."""
