@@ -313,8 +313,12 @@ class Receiver:
             length=progress.length,
             state=state,
         )
+        superfluous = [key for key in receipt.drop if key not in progress.dropped]
+        # A crash of the machine may take back a commit that was not synced. What the ledger names
+        # then must still be there: it is dropped, or used up by completion, only after one that was.
+        for_good = bool(superfluous) or (ends and before.offset > 0)
         progress.upload = await self._metadata.advance(
-            before.id, epoch=progress.lease.epoch, from_offset=before.offset, step=step, now=now
+            before.id, epoch=progress.lease.epoch, from_offset=before.offset, step=step, now=now, durable=for_good
         )
         if parts:
             kept = [part for part in progress.ledger if part.number < parts[0].number]
@@ -323,11 +327,10 @@ class Receiver:
         progress.committed_at = self._clock.monotonic()
         self._metrics.upload_committed(before.protocol, receipt.offset - before.offset)
         self._changed(before.id)
-        await self._drop(progress, receipt)
+        await self._drop(progress, superfluous)
 
-    async def _drop(self, progress: Progress, receipt: Receipt) -> None:
+    async def _drop(self, progress: Progress, keys: Sequence[str]) -> None:
         """What the committed receipt made superfluous is gone, or is found at the upload's end."""
-        keys = [key for key in receipt.drop if key not in progress.dropped]
         if not keys:
             return
         try:

@@ -8,8 +8,8 @@ The contract, which `tests/contract/metadata.py` holds against every adapter:
   longer holds, nothing changes and Conflict is raised: look again, decide again.
 - `epoch` rises with each lease on an upload; a change that carries an older epoch is a Conflict.
 - Instants are arguments; the store has no clock of its own that a caller could notice.
-- `durable=True`: on return the change survives a crash of the machine. All others survive a
-  crash of every process.
+- `durable=True`: on return the change survives a crash of the machine, as do `end_upload` and
+  `delete_file`, after which bytes are removed for good. All others survive a crash of every process.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ class SqlMetadata:
             expected=expected,
             unexpired_before=unexpired_before,
         )
-        return await self._write(work)
+        return await self._write(work, durable=True)
 
     async def acquire_lease(self, upload_id: UploadId, owner: str, *, now: float, until: float) -> tuple[Lease, Upload]:
         return await self._write(partial(leases.acquire, upload_id=upload_id, owner=owner, now=now, until=until))
@@ -192,7 +192,7 @@ class SqlMetadata:
         return await self._read(partial(reads.file, file_id=file_id))
 
     async def delete_file(self, file_id: FileId, *, now: float, events: Sequence[Event] = ()) -> File:
-        return await self._write(partial(writes.delete_file, file_id=file_id, now=now, outbox=events))
+        return await self._write(partial(writes.delete_file, file_id=file_id, now=now, outbox=events), durable=True)
 
     async def expired_uploads(self, *, now: float, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
         return await self._read(partial(reads.expired_uploads, now=now, limit=limit, after=after))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 
-from service.storage.base import StorageUnavailable
+from service.storage.base import StorageShort, StorageUnavailable
 from service.storage.s3 import Memory, S3Storage
-from tests.contract.buckets import MIB, PART, Bucket, Upload, bucket_of, forget_tails, some_bytes
+from tests.contract.buckets import MIB, PART, Bucket, Upload, Waits, bucket_of, forget_tails, some_bytes
 from tests.contract.storage_values import finished, gathered
-from tests.stores.faults import hold, status
+from tests.stores.faults import error, hold, status
 from tests.stores.faulty import FaultyStore
 from tests.stores.servers import Store
 
@@ -93,6 +93,81 @@ async def test_d2_a_store_that_is_slow_stops_the_writer(s3: Bucket) -> None:
     await writing
     assert memory.most <= memory.limit
     assert s3.body(await upload.complete(storage)) == upload.data
+
+
+async def test_d2_tails_are_read_back_within_the_limit(s3: Bucket) -> None:
+    """D2: Ten uploads go on at once and read their tails back, in memory for two: no more are fetched at a time."""
+    before = await s3.adapter()
+    uploads = [Upload(some_bytes(4 * MIB, seed=number)) for number in range(10)]
+    for upload in uploads:
+        await upload.request(before)
+    memory = Watched(2 * PART)
+    storage = await s3.adapter(memory=memory)
+    held = hold()
+    s3.faulty.fault("get_object", times=None, what=held)
+    reading = [
+        asyncio.ensure_future(gathered(storage.read_upload(upload.ledger, MIB, upload.offset))) for upload in uploads
+    ]
+    async with asyncio.timeout(20):
+        await asyncio.to_thread(s3.faulty.wait_for, "get_object", 2)
+        while len(memory._waiting) < 8:
+            await asyncio.sleep(0.002)
+        assert s3.kinds()["get_object"] == 2
+        held.release()
+        assert await asyncio.gather(*reading) == [upload.data[MIB:] for upload in uploads]
+    assert memory.most <= memory.limit
+
+
+async def test_d2_a_tail_that_is_read_in_part_is_given_back(s3: Bucket) -> None:
+    """D2: Who stops reading a tail, or does not find it, holds no memory."""
+    before = await s3.adapter()
+    upload = Upload(some_bytes(2 * MIB))
+    await upload.request(before)
+    memory = Memory(2 * PART)
+    storage = await s3.adapter(memory=memory)
+    reader = storage.read_upload(upload.ledger, 0, upload.offset)
+    await anext(reader)
+    await reader.aclose()  # type: ignore[attr-defined]
+    assert memory.used == memory._kept_bytes
+    await storage.drop(upload.upload_id, [part.key for part in upload.ledger])
+    with pytest.raises(StorageShort):
+        await gathered(storage.read_upload(upload.ledger, 0, upload.offset))
+    assert memory.used == memory._kept_bytes
+
+
+async def test_d1_bytes_behind_a_part_that_failed_keep_nobody_waiting(s3: Bucket) -> None:
+    """D1: Two requests whose part failed, and whose clients say nothing more, hold what is left: others get it."""
+    memory = Watched(3 * PART)
+    storage = await s3.adapter(memory=memory)
+    failed = [Upload(some_bytes(2 * PART - 1, seed=number)) for number in range(2)]
+    async with AsyncExitStack() as requests:
+        appenders = []
+        for upload in failed:
+            written = threading.Event()
+            refused = Waits(error("AccessDenied", 403), written.wait)
+            s3.faulty.fault("upload_part", what=refused, key=upload.name)
+            appender = await requests.enter_async_context(storage.append(upload.upload_id, (), epoch=1, align=1))
+            await appender.write(memoryview(upload.data))
+            written.set()
+            while appender._failed is None:
+                await asyncio.sleep(0.002)
+            appenders.append(appender)
+        assert memory.used == 2 * (PART - 1)
+        taken = memory.limit - memory.used
+        assert memory.try_take(taken)
+        async with asyncio.timeout(20):
+            other = Upload(some_bytes(3 * PART))
+            await other.request(storage, last=True)
+        memory.give(taken)
+        for appender in appenders:
+            with pytest.raises(StorageUnavailable):
+                await appender.write(memoryview(b"more"))
+            assert (await appender.held()).offset == 0
+    assert memory.used == memory._kept_bytes
+    assert memory.most <= memory.limit
+    for upload in (other, failed[0]):
+        await upload.request(storage, last=True)
+        assert s3.body(await upload.complete(storage, epoch=2)) == upload.data
 
 
 async def test_d1_stalled_readers_leave_memory_for_uploads(s3: Bucket) -> None:

@@ -252,3 +252,28 @@ async def test_e3_a_key_of_another_upload_is_not_dropped(s3: Bucket) -> None:
     with pytest.raises(ValueError, match="another"):
         await storage.drop(new_upload_id(), [f"o:{key}" for key in s3.tails()])
     assert s3.tails()
+
+
+async def test_e3_a_start_that_was_killed_leaves_nothing_for_long(s3: Bucket) -> None:
+    """E3: What a start tries the store with and leaves behind, killed, is removed by one an hour later; no other is."""
+    client = s3.store.client()
+    old, young = f"{PREFIX}attachd-probe-{'0' * 16}", f"{PREFIX}attachd-probe-{'1' * 16}"
+    foreign = "attachd-probe-elsewhere"
+    for key in (old, foreign):
+        client.put_object(Bucket=s3.name, Key=key, Body=b"abc")
+        client.create_multipart_upload(Bucket=s3.name, Key=key)
+    s3.store.age(s3.name, 2 * HOUR)
+    client.put_object(Bucket=s3.name, Key=young, Body=b"abc")
+    client.create_multipart_upload(Bucket=s3.name, Key=young)
+    await s3.adapter(asks=True)
+
+    assert set(s3.store.objects(s3.name)) == {young, foreign, f"{PREFIX}attachd-owner"}
+    assert {key for key, _ in s3.multiparts()} == {young, foreign}
+
+
+async def test_e3_debris_of_a_start_that_cannot_be_removed_stops_no_other(s3: Bucket) -> None:
+    """E3: Where the store does not list, a start is as good as any."""
+    for kind in ("list_objects", "list_multipart_uploads"):
+        s3.faulty.fault(kind, times=None, what=error("AccessDenied", 403))
+    storage = await s3.adapter(asks=True)
+    await storage.probe()

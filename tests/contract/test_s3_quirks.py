@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from service.storage.base import StorageError, StorageFull, StorageUnavailable
-from service.storage.s3 import S3Storage, calls, naming
+from service.storage.s3 import S3Storage, calls, client, naming
 from service.storage.s3.client import Fault, StoreRefused
 from tests.contract.buckets import MIB, PART, Bucket, Upload, bucket_of, forget_tails, some_bytes
 from tests.contract.storage_values import content
@@ -148,14 +150,13 @@ class Page(faults.Fault):
     [
         status(500),
         slow_down(),
-        slow_down(1),
         status(429),
         cut_request(1000),
         lose_reply(),
         error("RequestTimeout", 400),
         Page(),
     ],
-    ids=["500", "SlowDown", "Retry-After", "429", "cut", "reply lost", "RequestTimeout", "404 of a router"],
+    ids=["500", "SlowDown", "429", "cut", "reply lost", "RequestTimeout", "404 of a router"],
 )
 @pytest.mark.parametrize("kind", ["put_object", "upload_part"])
 async def test_a_passing_failure_is_not_noticed(s3: Bucket, kind: str, what: faults.Fault) -> None:
@@ -230,24 +231,56 @@ async def test_a_lasting_failure_is_told(
         assert secret not in str(caught.value)
 
 
-async def test_the_store_says_when_to_come_back(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a SlowDown with Retry-After the call is not made again before that, but for the longest wait."""
+async def test_the_store_says_when_to_come_back(s3: Bucket) -> None:
+    """After a SlowDown with Retry-After the call is not made again before that."""
     storage = await s3.adapter()
-    monkeypatch.setattr(calls, "_LONGEST_WAIT_SECONDS", 0.3)
     upload = Upload(some_bytes(1000))
     s3.faulty.fault("put_object", what=slow_down(1))
     began = time.monotonic()
     await upload.request(storage)
 
-    assert time.monotonic() - began >= 0.3
+    assert time.monotonic() - began >= 1.0
+    assert s3.kinds()["put_object"] == 2
+
+
+async def test_a_store_that_asks_for_more_patience_than_clients_have(s3: Bucket) -> None:
+    """A SlowDown whose Retry-After is an hour is not tried again: the request hears of it at once."""
+    storage = await s3.adapter()
+    upload = Upload(some_bytes(1000))
+    s3.faulty.fault("put_object", times=None, what=slow_down(3600))
+    with pytest.raises(StorageUnavailable):
+        await upload.request(storage)
+    assert s3.kinds()["put_object"] == 1
 
 
 def test_waits_double_with_jitter_and_have_a_bound() -> None:
-    """A wait is anywhere below a bound that doubles up to ten seconds, and as long as the store says, up to that."""
+    """A wait is anywhere below a bound that doubles up to ten seconds, and at least as long as the store says."""
     failed = Fault("unavailable", "500", retry=True)
     for attempt, bound in ((1, 0.4), (2, 0.8), (3, 1.6), (9, 10.0)):
         waits = [calls._wait_seconds(attempt, failed) for _ in range(500)]
         assert 0 <= min(waits) < bound / 10
         assert bound * 0.9 < max(waits) <= bound
-    assert 3.0 <= calls._wait_seconds(1, Fault("throttled", "SlowDown", retry=True, after_seconds=3.0)) <= 3.4
-    assert calls._wait_seconds(1, Fault("throttled", "SlowDown", retry=True, after_seconds=3600.0)) == 10.0
+    for attempt, after in ((1, 3.0), (9, 30.0)):
+        told = Fault("throttled", "SlowDown", retry=True, after_seconds=after)
+        assert after <= calls._wait_seconds(attempt, told) <= max(after, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("3", 3.0),
+        ("Thu, 26 Nov 2026 10:00:30 GMT", 30.0),
+        ("Thu, 26 Nov 2026 09:59:00 GMT", 0.0),
+        ("soon", None),
+        ("-1", None),
+        ("", None),
+    ],
+)
+def test_a_time_to_come_back_is_read_in_both_forms(said: str, seconds: float | None) -> None:
+    """Retry-After is a number of seconds or a date, which counts from the answer's own; anything else says nothing."""
+    headers = {"retry-after": said, "date": "Thu, 26 Nov 2026 10:00:00 GMT"}
+    answer: Any = {
+        "Error": {"Code": "SlowDown"},
+        "ResponseMetadata": {"HTTPStatusCode": 503, "HTTPHeaders": headers},
+    }
+    assert client.fault_of(ClientError(answer, "PutObject")).after_seconds == seconds

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,11 +67,19 @@ class MeasuredService(ServiceProcess):
             given.pop(name, None)
         super().__init__(directory, **given)
 
-    def create(self, size: int) -> str:
+    def create(self, size: int, **fields: str) -> str:
         """The path of a new, empty upload."""
+        return self._make(self.mint_upload(max_size=size), upload_length=str(size), **fields)
+
+    def join(self, partials: Sequence[str], size: int) -> tuple[str, float]:
+        """The path of their final upload, and the seconds until it was answered."""
+        link, began = self.mint_upload(max_size=size), time.monotonic()
+        return self._make(link, upload_concat=f"final;{' '.join(partials)}"), time.monotonic() - began
+
+    def _make(self, link: str, **fields: str) -> str:
         with Connection(self.address) as connection:
-            link = self.mint_upload(max_size=size).removeprefix(self.url)
-            made = connection.ask(head("POST", link, self.address, upload_length=size, content_length=0)).expect(201)
+            target = link.removeprefix(self.url)
+            made = connection.ask(head("POST", target, self.address, content_length=0, **fields)).expect(201)
             return made.header("Location").removeprefix(self.url)
 
     def calls(self) -> dict[str, int]:

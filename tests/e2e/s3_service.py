@@ -157,6 +157,14 @@ class KillableService(ServiceProcess):
             self._order.unlink()
             points += found
 
+    def die(self, at: str) -> None:
+        """It dies now, which is the point named so."""
+        with self._reached.open("a") as reached:
+            reached.write(at + "\n")
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, signal.SIGKILL)
+
     def died(self) -> bool:
         """Whether it obeyed; if it is about to, it has when this returns."""
         if self._process is None or not self._order.exists():

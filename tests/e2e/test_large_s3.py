@@ -9,6 +9,7 @@ import os
 import random
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -121,3 +122,36 @@ def test_d2_requests_of_any_size_have_flat_memory_and_no_file(
     # nothing is fetched again but the first bytes, which tell the type, where the last request did not bring them;
     # the sweep's look at whose bucket it is comes once, before the upload or beside it
     assert calls.get("get_object", 0) - (chunk < SIZE) in {0, 1}
+
+
+def test_c5_large_partials_are_joined_in_the_store(tmp_path: Path, store: Store, bucket: str, source: Source) -> None:
+    """C5: Of four partials, a quarter of the size each, the final is answered at once and joined without a file here
+    and in flat memory, also when the service is killed while it joins.
+    """
+    # no border of a partial but the first one is one of parts
+    ends = [SIZE // 4 + MIB, SIZE // 2 + 3 * MIB, 3 * SIZE // 4 + 5 * MIB, SIZE]
+    with MeasuredService(tmp_path, store, bucket) as service:
+        looks, began, paths = Looks(service), time.monotonic(), []
+        for low, high in pairwise([0, *ends]):
+            paths.append(service.create(high - low, upload_concat="partial"))
+            send(service, paths[-1], source, high - low, chunk=high - low, skip=low, look=looks)
+        looks.tell("four partials", time.monotonic() - began)
+        before = service.calls()
+        final, answered = service.join(paths, SIZE)
+        deadline = time.monotonic() + 60
+        while service.calls().get("upload_part_copy", 0) == before.get("upload_part_copy", 0):
+            assert time.monotonic() < deadline
+            time.sleep(SLOW_SECONDS / 10)
+        service.kill()
+        service.restart()
+        began = time.monotonic()
+        while service.status(service.url + final)["state"] != "ready":
+            looks()
+            time.sleep(SLOW_SECONDS)
+        looks.tell(f"201 after {answered:.3f} s, killed, joined after the restart", time.monotonic() - began)
+        assert service.digest(final) == source.digest(0, SIZE)
+        looks()
+        assert store.multiparts(bucket) == []
+    assert looks.files == set()
+    assert looks.peak < PEAK_BYTES
+    assert answered < 10

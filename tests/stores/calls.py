@@ -50,6 +50,8 @@ class Call:
     upload_id: str | None = None
     #: the Range or the x-amz-copy-source-range field
     range: str | None = None
+    #: what came along with temporary credentials
+    session_token: str | None = None
     #: of the body, as far as the client has sent it
     bytes_sent: int = 0
     #: what was answered; None: nothing yet, or nothing ever
@@ -74,6 +76,7 @@ def read_call(head: Head) -> Call:
         part_number=int(number) if number else None,
         upload_id=query.get("uploadid"),
         range=head.get("range") or head.get("x-amz-copy-source-range"),
+        session_token=head.get("x-amz-security-token"),
     )
 
 

@@ -122,8 +122,10 @@ class VersityStore(Store):
 
     kind = "versitygw"
 
-    def __init__(self, directory: Path, *, program: str) -> None:
+    def __init__(self, directory: Path, *, program: str, domain: str | None = None) -> None:
+        """Args: domain: buckets are names below it as well, for who asks for `BUCKET.DOMAIN`."""
         super().__init__()
+        self._domain = domain
         self._buckets = directory / "buckets"
         self._sidecar = directory / "sidecar"
         self._log = directory / "versitygw.log"
@@ -141,6 +143,8 @@ class VersityStore(Store):
         for _ in range(3):
             self.port = _free_port()
             listen = ["--quiet", "--region", self.region, "--port", f"127.0.0.1:{self.port}"]
+            if self._domain is not None:
+                listen += ["--virtual-domain", f"{self._domain}:{self.port}"]
             with self._log.open("ab") as log:
                 process = subprocess.Popen(
                     [self._program, *listen, *backend],
@@ -172,8 +176,11 @@ class VersityStore(Store):
         _end(self._process)
 
 
-def open_store(kind: Kind, directory: Path) -> Store:
+def open_store(kind: Kind, directory: Path, *, domain: str | None = None) -> Store:
     """A store of that kind, answering; its files, if it has any, are below directory.
+
+    Args:
+        domain: of versitygw, whose buckets are host names below it as well.
 
     Raises:
         FileNotFoundError: there is no versitygw on this machine.
@@ -186,7 +193,7 @@ def open_store(kind: Kind, directory: Path) -> Store:
     program = find_versitygw()
     if program is None:
         raise FileNotFoundError("versitygw")
-    return VersityStore(directory, program=program)
+    return VersityStore(directory, program=program, domain=domain)
 
 
 def client(store: Store, endpoint: str) -> S3Client:

@@ -169,13 +169,16 @@ class Recorded:
     def __init__(self, inner: MetadataStore) -> None:
         self._inner = inner
         self.steps: list[Advance] = []
+        #: whether each was asked to survive a crash of the machine
+        self.durable: list[bool] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    async def advance(self, *args: Any, step: Advance, **options: Any) -> Upload:
-        moved = await self._inner.advance(*args, step=step, **options)
+    async def advance(self, *args: Any, step: Advance, durable: bool = False, **options: Any) -> Upload:
+        moved = await self._inner.advance(*args, step=step, durable=durable, **options)
         self.steps.append(step)
+        self.durable.append(durable)
         return moved
 
 
@@ -289,6 +292,23 @@ async def test_a_drop_that_failed_is_made_with_the_next_commit(bench: Bench) -> 
     bench.shelf.on_drop = [StorageUnavailable("away")]
     await bench.receive(Content(pieces(JOINED + 3)))
     assert len(bench.shelf.dropped) == JOINED
+
+
+async def test_o2_a_commit_is_synced_where_something_goes_after_it(bench: Bench) -> None:
+    """O2: A step after which keys are dropped survives a crash of the machine; the others cost no sync."""
+    await bench.receive(Content(pieces(JOINED + 3), Ending.CUT))
+    assert bench.shelf.dropped
+    assert bench.metadata.durable == [False] * JOINED + [True, False, False]
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+async def test_c1_the_last_commit_of_a_resumed_upload_is_synced(bench: Bench, *, resumed: bool) -> None:
+    """C1: Completion uses up what the ledger names; one that nobody was told of may be forgotten as a whole."""
+    if resumed:
+        await bench.receive(Content([b"a"], Ending.CUT))
+    await bench.receive(Content([b"b" * (100_000 - bench.upload.offset)]))
+    assert bench.metadata.steps[-1].state is State.FINISHING
+    assert bench.metadata.durable[-1] is resumed
 
 
 # storage that fails at the end

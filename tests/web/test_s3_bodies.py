@@ -6,7 +6,9 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,6 +111,29 @@ async def test_o7_a_checked_body_that_is_cut_never_was(s3: S3Site) -> None:
     assert (await s3.patch(path, 6 * MIB, body, Upload_Checksum=sha256(body))).status == 204
     assert await s3.here.stored(path) == content
     s3.assert_only_files(len(content))
+
+
+async def _manifest(s3: S3Site, path: str) -> dict[str, Any]:
+    """Of the file that the upload has become, without what is the file's own name."""
+    link = s3.here.download_link((await s3.upload_of(path)).file_id)
+    found: dict[str, Any] = (await s3.here.ask("GET", link.replace("?", "/manifest?"))).json
+    found.pop("file_id")
+    return found
+
+
+async def test_o7_the_root_does_not_tell_how_often_the_upload_was_taken_up_again(s3: S3Site) -> None:
+    """O7: Sent in four requests that end in the middle of blocks, by processes that have nothing at hand, a file has
+    the digests that it has when it is sent at once.
+    """
+    content = some_bytes(11 * MIB + 7)
+    at_once, resumed = await s3.here.create(len(content)), await s3.here.create(len(content))
+    assert (await s3.patch(at_once, 0, content)).status == 204
+    for start, end in pairwise([0, 3 * MIB + 1, 6 * MIB + 500_000, 9 * MIB + 2, len(content)]):
+        s3.memory.forget_all("")
+        assert (await s3.patch(resumed, start, content[start:end])).status == 204
+    manifest = await _manifest(s3, resumed)
+    assert len(manifest["blocks"]["xxh128"]) == 12
+    assert manifest == await _manifest(s3, at_once)
 
 
 @pytest.mark.parametrize("right", [True, False])

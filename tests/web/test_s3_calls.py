@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.contract.buckets import some_bytes
+from tests.stores.calls import Kind
+from tests.stores.faults import Fault, cut_request, error, lose_reply, slow_down, status
 from tests.stores.faulty import FaultyStore
 from tests.stores.servers import Store
 from tests.web.harness import OCTETS, TUS
@@ -138,3 +140,42 @@ async def test_deleting_a_file(s3: S3Site) -> None:
     assert (await s3.here.ask("DELETE", path, TUS)).status == 204
     assert s3.counted() == {"list_objects": 1, "list_multipart_uploads": 1, "delete_object": 1}
     s3.assert_only_files()
+
+
+async def test_each_attempt_is_counted_by_how_it_ended(s3: S3Site) -> None:
+    """Contract, section 10: every attempt of a call is counted once, by S3's name and outcome, and timed."""
+
+    def counted(operation: str, outcome: str) -> float:
+        return s3.metric("attachd_storage_requests_total", backend="s3", operation=operation, outcome=outcome)
+
+    def timed(operation: str, outcome: str) -> float:
+        name = "attachd_storage_request_duration_seconds_count"
+        return s3.metric(name, backend="s3", operation=operation, outcome=outcome)
+
+    wrong: list[tuple[Kind, str, Fault]] = [
+        ("put_object", "throttled", slow_down()),
+        ("upload_part", "unavailable", status(500)),
+        ("complete_multipart_upload", "unavailable", cut_request(0)),
+        ("head_object", "short", status(404)),
+        ("list_objects", "error", error("AccessDenied", 403)),
+        ("delete_object", "unavailable", lose_reply()),
+    ]
+    kinds: list[Kind] = [
+        "put_object", "get_object", "head_object", "delete_object", "list_objects", "list_multipart_uploads",
+        "create_multipart_upload", "upload_part", "complete_multipart_upload",
+    ]  # fmt: skip
+    outcomes = ("ok", "throttled", "unavailable", "short", "full", "error", "cancelled")
+    before = {(kind, outcome): counted(kind, outcome) for kind in kinds for outcome in outcomes}
+    times = {key: timed(*key) for key in before}
+    for kind, _, what in wrong:
+        s3.faulty.fault(kind, what=what)
+    path = await s3.here.create(len(CONTENT))
+    assert (await s3.patch(path, 0, CONTENT[: 3 * MIB])).status == 204
+    assert (await s3.patch(path, 3 * MIB, CONTENT[3 * MIB :])).status == 204
+    assert await s3.here.stored(path) == CONTENT
+    more = {key: counted(*key) - before[key] for key in before}
+    for kind, outcome, _ in wrong:
+        assert more[kind, outcome] == 1
+    for kind in kinds:
+        assert sum(more[kind, outcome] for outcome in outcomes) == s3.faulty.count(kind) > 0
+    assert {key: timed(*key) - times[key] for key in before} == more

@@ -16,7 +16,7 @@ from tests.stores.faults import Cut, after, before, error, hang, hold, lose_repl
 from tests.stores.faulty import FaultyStore
 from tests.stores.servers import Store
 from tests.web.harness import OCTETS, TUS, path_of
-from tests.web.s3_site import MIB, PART, PREFIX, S3Site, s3_site
+from tests.web.s3_site import MIB, PART, PREFIX, S3Site, at_most, s3_site
 from tests.web.sweeps import logged
 
 CONTENT = some_bytes(12 * MIB + 7)
@@ -271,6 +271,29 @@ async def test_c5_partials_become_one_file_and_leave_nothing(s3: S3Site, sizes: 
     assert await s3.here.stored(final) == b"".join(contents)
     assert s3.ready_events() == 1
     s3.assert_only_files(sum(sizes))
+
+
+async def test_c5_a_final_is_answered_before_it_is_joined(s3: S3Site) -> None:
+    """C5: 201 comes while the store copies; until it has, HEAD tells no offset, and then there is the file."""
+    contents = [some_bytes(2 * PART, 1), some_bytes(MIB, 2)]
+    partials = []
+    for content in contents:
+        path = await s3.here.create(len(content), Upload_Concat="partial")
+        assert (await s3.patch(path, 0, content)).status == 204
+        partials.append(path)
+    copying = hold()
+    s3.faulty.fault("upload_part_copy", what=copying, times=None)
+    with at_most(5.0):
+        answer = await s3.here.post(None, s3.here.link(), Upload_Concat="final;" + " ".join(partials))
+    assert answer.status == 201
+    final = path_of(answer.headers["Location"])
+    await asyncio.to_thread(copying.caught)
+    looked = await s3.here.head(final)
+    assert looked.status == 200
+    assert "Upload-Offset" not in looked.headers
+    copying.release()
+    assert (await s3.here.ask("GET", f"{final}?wait=20")).json["state"] == "ready"
+    assert await s3.here.stored(final) == b"".join(contents)
 
 
 async def test_c5_a_join_that_failed_is_done_by_the_sweep(s3: S3Site) -> None:

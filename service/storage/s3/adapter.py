@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
 import structlog
@@ -31,7 +31,7 @@ from service.storage.s3.client import S3Options, StoreRefused, answer_in
 from service.storage.s3.completing import Completer
 from service.storage.s3.joining import Joiner
 from service.storage.s3.memory import Memory
-from service.storage.s3.probing import store_checks_checksums
+from service.storage.s3.probing import remove_old, store_checks_checksums
 from service.storage.s3.segments import Segments
 from service.storage.threads import Threads
 
@@ -158,6 +158,7 @@ class S3Storage:
         await self._workers.run(lambda: self._calls.connect(checksums=checked))
         self._known = True
         log.info("storage_found", checksums="crc32c" if checked else "none")
+        await remove_old(self._calls)
 
     async def close(self) -> None:
         """See `Storage.close`."""
@@ -238,8 +239,11 @@ class S3Storage:
     async def read_upload(self, ledger: Sequence[Part], start: int, end: int) -> AsyncIterator[bytes]:
         """See `Storage.read_upload`."""
         await self._own()
-        async for piece in reading.read_upload(self._calls, self._memory, self._segments, ledger, start, end):
-            yield piece
+        read = reading.read_upload(self._calls, self._memory, self._segments, ledger, start, end)
+        # who stops early gives back what was taken for it at once
+        async with aclosing(read) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def concatenate(self, upload_id: UploadId, sources: Sequence[Sequence[Part]], *, epoch: int) -> Receipt:
         """See `Storage.concatenate`."""

@@ -155,6 +155,7 @@ class S3Appender:
 
     async def _next_slot_if_full(self, slot: _Slot) -> None:
         """A full slot goes up and another one begins. Waits while too many are on their way."""
+        self._raise_if_failed()
         if self._end - slot.start < self._part_bytes:
             return
         while len(self._under_way) >= _UNDER_WAY:
@@ -221,11 +222,17 @@ class S3Appender:
     @property
     def gathered(self) -> int:
         """See `Gatherer.gathered`."""
-        return 0 if self._gathering or self._failed is not None else len(self._slots[-1].buffer)
+        return 0 if self._gathering else len(self._slots[-1].buffer)
 
     def spill(self) -> None:
-        """See `Gatherer.spill`."""
-        self._spill(self._slots[-1])
+        """See `Gatherer.spill`. What is gathered behind a failure will never count, and just goes."""
+        if self._failed is None:
+            self._spill(self._slots[-1])
+            return
+        buffer = self._taken(self._slots[-1])
+        size = len(buffer)
+        buffer.recycle()
+        self._memory.give(size)
 
     def _spill(self, slot: _Slot) -> None:
         """What the slot has gathered starts to become a segment, after what is becoming one already."""

@@ -1,8 +1,8 @@
 """Every call to the store, one method each: in a thread, counted, and tried again where that helps.
 
 A call that failed for a passing reason is made again after a while that doubles, with full
-jitter, or as long as the store asked for; the waiting holds no thread and ends at once when the
-task is cancelled. Every call can be made twice: those that make something new leave at worst an
+jitter, and never before the store said (`Retry-After`); the waiting holds no thread and ends at
+once when the task is cancelled. Every call can be made twice: those that make something new leave at worst an
 orphan that is found by its key.
 """
 
@@ -161,7 +161,9 @@ class Calls:
             except _FAILURES as error:
                 fault = fault_of(error)
                 outcome = _OUTCOMES[fault.kind]
-                late = self._clock.monotonic() - first > _PATIENCE_SECONDS
+                wait = _wait_seconds(attempt, fault)
+                # whoever is to come back after that is better told now
+                late = self._clock.monotonic() - first + (fault.after_seconds or 0) > _PATIENCE_SECONDS
                 if not fault.retry or attempt == (attempts or self.attempts) or late:
                     # no traceback may show what the store or botocore say: it names endpoint and key (lesson A5)
                     raise translated(error, operation) from None
@@ -169,7 +171,7 @@ class Calls:
                 return result
             finally:
                 self._watch(operation, outcome, self._clock.monotonic() - began)
-            await asyncio.sleep(_wait_seconds(attempt, fault))
+            await asyncio.sleep(wait)
 
     def _key(self, key: str) -> str:
         return self._options.prefix + key
@@ -447,4 +449,4 @@ def _wait_seconds(attempt: int, fault: Fault) -> float:
     longest = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2**attempt)
     # full jitter, so that those that failed together do not come back together
     jittered = random.uniform(0, longest)  # noqa: S311 - no secret
-    return max(jittered, min(fault.after_seconds or 0.0, _LONGEST_WAIT_SECONDS))
+    return max(jittered, fault.after_seconds or 0.0)

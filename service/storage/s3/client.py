@@ -7,6 +7,7 @@ by another upload meanwhile. `calls` has them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import boto3
@@ -180,8 +181,16 @@ def _answered(error: exceptions.ClientError) -> Fault:
 
 
 def _after(headers: dict[str, str]) -> float | None:
+    """Seconds that the store asks for (RFC 9110 10.2.3); None: it does not."""
     value = headers.get("retry-after", "")
-    return float(value) if value.isdecimal() else None
+    if value.isdecimal():
+        return float(value)
+    try:
+        # by the clock of who said it
+        wait = parsedate_to_datetime(value) - parsedate_to_datetime(headers.get("date", ""))
+    except (TypeError, ValueError):
+        return None
+    return max(0.0, wait.total_seconds())
 
 
 def translated(error: Exception, what: str) -> StorageError:

@@ -23,7 +23,7 @@ class Gatherer(Protocol):
         ...
 
     def spill(self) -> None:
-        """What is gathered starts on its way to the store; its memory comes back when it is there."""
+        """What is gathered starts on its way to the store; its memory comes back when it is there, or at once."""
         ...
 
 
@@ -114,8 +114,8 @@ class Memory:
 
     def _relieve(self) -> None:
         """Enough is leaving for whoever waits first, or as much as can."""
-        wanted = self._waiting[0][1]
-        while self._leaving < wanted:
+        # one that spilled for good has been served from already, so the first may be another now
+        while self._waiting and self._leaving < self._waiting[0][1]:
             fullest = max(self._gatherers, key=lambda gatherer: gatherer.gathered, default=None)
             if fullest is None or not fullest.gathered:
                 return

@@ -12,10 +12,12 @@ from service.storage.s3.advice import about_checksum
 from service.storage.s3.calls import Calls
 from service.storage.s3.client import answer_in
 
-_KEY: Final = "attachd-probe"
+_KEY: Final = "attachd-probe-"
 _BODY: Final = b"attachd" * 64
 #: the checksum of no bytes at all
 _WRONG: Final = "AAAAAA=="
+#: seconds; what is younger may be another process's that is starting
+_OLD: Final = 3600.0
 
 
 async def store_checks_checksums(calls: Calls) -> bool:
@@ -26,7 +28,7 @@ async def store_checks_checksums(calls: Calls) -> bool:
     Raises:
         StorageError: a call failed for another reason, so it is not known.
     """
-    once, key = calls.once(), f"{_KEY}-{secrets.token_hex(8)}"
+    once, key = calls.once(), f"{_KEY}{secrets.token_hex(8)}"
     try:
         if await _taken(once.put(key, _BODY, checksum=_WRONG)):
             return False
@@ -35,6 +37,21 @@ async def store_checks_checksums(calls: Calls) -> bool:
         # RuntimeError: the storage was closed meanwhile
         with suppress(StorageError, RuntimeError):
             await once.delete(key)
+
+
+async def remove_old(calls: Calls) -> None:
+    """What a start left that was killed as it asked is gone, as far as the store lists and removes it now."""
+    once = calls.once()
+    with suppress(StorageError):
+        page = await once.multiparts(_KEY)
+        for found in page.found:
+            if found.multipart_id and found.changed_at < page.at - _OLD:
+                await once.abort_multipart(found.key, found.multipart_id)
+    with suppress(StorageError):
+        page = await once.objects(_KEY)
+        for found in page.found:
+            if found.changed_at < page.at - _OLD:
+                await once.delete(found.key)
 
 
 async def _taken(sent: Awaitable[object]) -> bool:

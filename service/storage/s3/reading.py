@@ -7,8 +7,8 @@ next, which is fetched meanwhile while half of the memory is free; else the piec
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, suppress
 from typing import Final
 
 from service.model import Part
@@ -26,7 +26,7 @@ _MOST_BYTES: Final = 2**22
 _LEAST_BYTES: Final = 2**16
 
 
-async def read_object(calls: Calls, memory: Memory, key: str, start: int, end: int) -> AsyncIterator[bytes]:
+async def read_object(calls: Calls, memory: Memory, key: str, start: int, end: int) -> AsyncGenerator[bytes]:
     """Bytes [start, end) of an object, reading one piece ahead.
 
     Raises:
@@ -67,7 +67,7 @@ async def read_object(calls: Calls, memory: Memory, key: str, start: int, end: i
 
 async def read_upload(
     calls: Calls, memory: Memory, segments: Segments, ledger: Sequence[Part], start: int, end: int
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """See `Storage.read_upload`. What is in parts can be read once the multipart upload is complete."""
     if not 0 <= start <= end <= (ledger[-1].end if ledger else 0):
         raise StorageShort("the ledger does not reach so far")
@@ -77,15 +77,17 @@ async def read_upload(
             continue
         if naming.multipart_of(part) is not None:
             # all parts of the multipart upload, from byte 0 on, are one object
-            async for piece in read_object(calls, memory, naming.object_of(part), low, high):
-                yield piece
+            async with aclosing(read_object(calls, memory, naming.object_of(part), low, high)) as pieces:
+                async for piece in pieces:
+                    yield piece
         else:
             at = part.start
-            for held in pieces_of(await segments.fetch(part)):
-                wanted = memoryview(held)[max(0, low - at) : max(0, high - at)]
-                at += len(held)
-                if wanted:
-                    yield bytes(wanted)
+            async with segments.reading(part) as data:
+                for held in pieces_of(data):
+                    wanted = memoryview(held)[max(0, low - at) : max(0, high - at)]
+                    at += len(held)
+                    if wanted:
+                        yield bytes(wanted)
 
 
 class S3File:

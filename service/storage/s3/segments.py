@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 from service import hashing
@@ -59,7 +60,7 @@ class Segments:
         self._memory.forget_all(f"{name}/")
 
     async def fetch(self, part: Part) -> bytes | Chunks:
-        """All bytes of a segment.
+        """All bytes of a segment. The memory for them is the caller's.
 
         Raises:
             StorageShort: permanent; it is not there, or not what was stored.
@@ -74,8 +75,19 @@ class Segments:
         self._memory.keep(key, data)
         return data
 
+    @asynccontextmanager
+    async def reading(self, part: Part) -> AsyncIterator[bytes | Chunks]:
+        """As `fetch`, in memory that is taken for it until the context is left: the caller holds none for it."""
+        size = 0 if self._memory.kept(naming.object_of(part)) is not None else part.end - part.start
+        if size:
+            await self._memory.take(size)
+        try:
+            yield await self.fetch(part)
+        finally:
+            self._memory.give(size)
+
     async def joined(self, parts: Sequence[Part], rest: Chunks) -> Chunks:
-        """The segments' bytes before the rest; not copied."""
+        """The segments' bytes before the rest; not copied. The memory for them is the caller's."""
         pieces: list[bytes | memoryview] = []
         for low in range(0, len(parts), _AT_ONCE):
             for fetched in await asyncio.gather(*(self.fetch(part) for part in parts[low : low + _AT_ONCE])):
