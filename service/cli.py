@@ -22,7 +22,7 @@ COMMANDS: Final = {
     "get": "service.commands.get:get",
     "check-config": "service.commands.config:check_config",
     "doctor": "service.commands.doctor:doctor",
-    "migrate": "service.commands.serve:migrate",
+    "migrate": "service.commands.migrate:migrate",
 }
 #: these talk to any service, so the settings of this one do not matter
 _WITHOUT_SETTINGS = frozenset({"put", "get"})

@@ -33,8 +33,8 @@ from service.keyset import KeySet, KeySetError, KeyState
 from service.leases import Leases
 from service.listening import Listener
 from service.lookup import Lookup
-from service.metadata.migrate import migrate
-from service.metadata.sql import SqlMetadata
+from service.metadata.base import SchemaMismatch
+from service.metadata.sql import BUSY_SECONDS, SqlMetadata
 from service.metrics import Metrics
 from service.protocol.intents import Policy
 from service.protocol.tus import discovery
@@ -376,11 +376,21 @@ async def _metadata(settings: Settings, stack: contextlib.AsyncExitStack, *, mig
     Args:
         migrates: the default database is made, or brought up to date; nobody else uses it now.
     """
-    metadata = await asyncio.to_thread(SqlMetadata, settings.database_url, durability=settings.durability)
+    busy_seconds = _DATABASE_SECONDS if migrates else BUSY_SECONDS
+    metadata = await asyncio.to_thread(
+        SqlMetadata, settings.database_url, durability=settings.durability, busy_seconds=busy_seconds
+    )
     stack.push_async_callback(metadata.close)
-    if migrates and settings.database is None:
-        await asyncio.to_thread(migrate, settings.database_url, busy_seconds=_DATABASE_SECONDS)
-    await metadata.open()
+    try:
+        await metadata.open()
+    except SchemaMismatch:
+        if not migrates or settings.database is not None:
+            raise
+        # it is a quarter of all that a start imports, and seldom needed
+        from service.metadata.migrate import migrate  # noqa: PLC0415
+
+        await asyncio.to_thread(migrate, settings.database_url, busy_seconds=busy_seconds)
+        await metadata.open()
     return metadata
 
 

@@ -1,4 +1,4 @@
-"""`attachd serve` and `attachd migrate`."""
+"""`attachd serve`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ from service.cli import count_in
 from service.commands import keep_private
 from service.keyfile import KeyFile
 from service.links import mint_upload, upload_url
-from service.metadata.migrate import migrate as bring_up_to_date
 from service.runtime import Claim
-from service.setting_types import hide_secrets
 from service.settings import MOST_WORKERS
 from service.starting import CannotStart, naming, processors
 from service.workers import single, supervisor
@@ -68,20 +66,6 @@ def serve(context: click.Context, *, workers: int | None, beside: bool, print_li
             _run(supervisor.serve(settings, count, nursery, beside=beside, ready=ready))
     except CannotStart as error:
         raise click.ClickException(str(error)) from error
-
-
-@click.command()
-@click.pass_context
-def migrate(context: click.Context) -> None:
-    """Bring the schema of the database up to date."""
-    settings: Settings = context.obj
-    keep_private(context)
-    try:
-        with naming("ATTACHD_DATABASE", hide_secrets(settings.database_url)):
-            bring_up_to_date(settings.database_url)
-    except CannotStart as error:
-        raise click.ClickException(str(error)) from error
-    click.echo("the schema is up to date")
 
 
 def _run(service: Coroutine[Any, Any, None]) -> None:

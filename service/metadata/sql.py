@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from sqlalchemy import Connection, Engine, inspect, select, update
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -35,6 +35,9 @@ from service.model import Block, Event, File, FileId, LinkUse, Part, State, Uplo
 
 T = TypeVar("T")
 
+#: how long a change waits for another process
+BUSY_SECONDS: Final = 10.0
+
 
 class SqlMetadata:
     """See the module; the methods are those of MetadataStore.
@@ -46,7 +49,7 @@ class SqlMetadata:
         busy_seconds: how long a change waits for another process before MetadataUnavailable.
     """
 
-    def __init__(self, url: str, *, durability: Durability, busy_seconds: float = 10.0) -> None:
+    def __init__(self, url: str, *, durability: Durability, busy_seconds: float = BUSY_SECONDS) -> None:
         self._url = parse_url(url)
         self._durability = durability
         self._busy_seconds = busy_seconds
