@@ -42,7 +42,8 @@ _QUIET: Final = {
     "boto3": logging.WARNING,
     "botocore": logging.WARNING,
     "sqlalchemy": logging.WARNING,
-    "urllib3": logging.WARNING,
+    # warns of answers that it cannot parse, with the whole URL
+    "urllib3": logging.ERROR,
 }
 
 

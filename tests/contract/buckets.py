@@ -153,6 +153,7 @@ async def bucket_of(
 def give_up_soon(monkeypatch: pytest.MonkeyPatch, seconds: float = 1.0) -> None:
     """Adapters that are opened from now on wait no longer for an answer, nor try again after it did not come."""
     monkeypatch.setattr(client, "_READ_SECONDS", seconds)
+    monkeypatch.setattr(client, "_ASSEMBLY_SECONDS", seconds)
     monkeypatch.setattr(calls, "make_client", functools.cache(client.make_client))
     monkeypatch.setattr(calls, "_PATIENCE_SECONDS", seconds / 2)
 

@@ -14,7 +14,7 @@ from service.storage.s3 import S3Storage, calls, client
 from tests.contract.buckets import MIB, PART, Bucket, Upload, bucket_of, forget_tails, some_bytes
 from tests.contract.storage_values import content
 from tests.stores.calls import Kind
-from tests.stores.faults import Fault, cut_reply, cut_request, hang, lose_reply, slow_down, status
+from tests.stores.faults import Fault, cut_reply, cut_request, delay, hang, lose_reply, slow_down, status
 from tests.stores.faulty import FaultyStore
 from tests.stores.servers import Store
 
@@ -26,6 +26,7 @@ async def s3(store: Store, bucket: str, faulty: FaultyStore, monkeypatch: pytest
     async with bucket_of(store, bucket, faulty, monkeypatch) as made:
         # an answer that does not come is soon waited for no more, and asked for again all the same
         monkeypatch.setattr(client, "_READ_SECONDS", _READ_SECONDS)
+        monkeypatch.setattr(client, "_ASSEMBLY_SECONDS", 2 * _READ_SECONDS)
         monkeypatch.setattr(calls, "make_client", functools.cache(client.make_client))
         yield made
 
@@ -118,6 +119,15 @@ async def test_a_completion_that_goes_wrong_is_answered_by_looking(s3: Bucket, w
     with suppress(StorageUnavailable):
         await upload.complete(storage)
     assert s3.body(await upload.complete(storage)) == upload.data
+
+
+@pytest.mark.parametrize(("kind", "work"), [("complete_multipart_upload", _large), ("upload_part_copy", _joined)])
+async def test_a_store_that_puts_an_object_together_has_time(s3: Bucket, kind: Kind, work: Work) -> None:
+    """What makes the store copy all bytes is waited for longer than others, not begun again beside itself."""
+    storage = await s3.adapter()
+    s3.faulty.fault(kind, times=None, what=delay(1.4 * _READ_SECONDS))
+    await work(s3, storage)
+    assert s3.kinds()[kind] == 1
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "reply cut"])

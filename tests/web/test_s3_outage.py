@@ -13,7 +13,9 @@ from typing import Final
 import pytest
 
 from tests.contract.buckets import some_bytes
-from tests.stores.faults import cut_reply, error, hang, hold, lose_reply, status
+from tests.stores.calls import Call
+from tests.stores.faults import Answer as Answered
+from tests.stores.faults import Fault, cut_reply, error, hang, hold, lose_reply, status
 from tests.stores.faulty import FaultyStore
 from tests.stores.servers import Store
 from tests.web.harness import OCTETS, TUS, Answer, path_of
@@ -234,6 +236,25 @@ async def test_a5_no_trouble_tells_where_the_bytes_are(s3: S3Site, log: io.Strin
             assert secret not in text
         assert "/file" not in text.replace("/files", "").replace("/d/", "")
         assert "tail." not in text
+
+
+class Unparsable(Fault):
+    """An answer with a line among its fields that is none, of which urllib3 warns with the whole URL."""
+
+    takes_over = True
+
+    def answer(self, call: Call) -> Answered:
+        """See `Fault.answer`."""
+        return Answered(500, b"", (("Content-Length", "0"), ("no field at all\r\nX-After", "it")))
+
+
+async def test_a5_an_answer_that_cannot_be_parsed_tells_no_key(s3: S3Site, log: io.StringIO) -> None:
+    """A5: What the libraries below warn of, with bucket and key in it, is in no record."""
+    s3.faulty.fault("put_object", what=Unparsable(), times=2)
+    await s3.here.upload(b"hello")
+    assert s3.faulty.count("put_object") == 3
+    assert "upload_ready" in log.getvalue()
+    assert s3.bucket.name not in log.getvalue()
 
 
 async def test_r2_trouble_with_the_store_is_told_in_our_words(s3: S3Site, log: io.StringIO) -> None:

@@ -88,11 +88,14 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class _Clients:
-    """Of one session; `sender` is for calls with a body, `public` for URLs that clients will use."""
+    """Of one session; `sender` is for calls with a body, `assembler` for those that make the store put an object
+    together, `public` for URLs that clients will use.
+    """
 
     session: boto3.session.Session
     any: S3Client
     sender: S3Client
+    assembler: S3Client
     public: S3Client
 
 
@@ -120,7 +123,8 @@ class Calls:
         secure = (self._options.endpoint or "https:").startswith("https:")
         session = self._made.session if self._made else boto3.session.Session()
         make = functools.partial(make_client, self._options, session=session)
-        self._made = _Clients(session, make(), make(sign_bodies=not (secure or checksums)), make(public=True))
+        sender = make(sign_bodies=not (secure or checksums))
+        self._made = _Clients(session, make(), sender, make(patient=True), make(public=True))
 
     def once(self) -> Calls:
         """The same calls as they are now, tried once where nothing else is asked for."""
@@ -133,7 +137,7 @@ class Calls:
         for threads in (self._senders, self._readers, self._others):
             threads.close()
         if self._made is not None:
-            for client in (self._made.any, self._made.sender, self._made.public):
+            for client in (self._made.any, self._made.sender, self._made.assembler, self._made.public):
                 client.close()
 
     # --- one call -----------------------------------------------------------------------------
@@ -334,7 +338,7 @@ class Calls:
         """As `upload_part`, with bytes [start, end) of another object, copied by the store."""
 
         def call() -> str:
-            made = self._any.upload_part_copy(
+            made = self._clients.assembler.upload_part_copy(
                 Bucket=self._bucket,
                 Key=self._key(key),
                 UploadId=multipart_id,
@@ -355,7 +359,7 @@ class Calls:
         listed: Any = [{"PartNumber": number, **naming.named_part(tag)} for number, tag in sorted(parts.items())]
         await self.run(
             "complete_multipart_upload",
-            lambda: self._any.complete_multipart_upload(
+            lambda: self._clients.assembler.complete_multipart_upload(
                 Bucket=self._bucket, Key=self._key(key), UploadId=multipart_id, MultipartUpload={"Parts": listed}
             ),
             attempts=attempts,

@@ -25,6 +25,8 @@ _CONNECTIONS: Final = 64
 _CONNECT_SECONDS: Final = 5
 #: silence of the store within one call
 _READ_SECONDS: Final = 30
+#: the same while it puts an object together, for which some stores copy all bytes and say nothing meanwhile
+_ASSEMBLY_SECONDS: Final = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ def make_client(
     *,
     sign_bodies: bool = True,
     public: bool = False,
+    patient: bool = False,
     session: boto3.session.Session | None = None,
 ) -> S3Client:
     """A client; safe to use from several threads. Reads files and the environment: not on the loop.
@@ -72,6 +75,7 @@ def make_client(
     Args:
         sign_bodies: whether a body's SHA-256 is part of the signature, which costs more than all else.
         public: for URLs that clients will use.
+        patient: for calls that make the store put an object together.
         session: to share between clients, which saves ten megabytes for each.
     """
     config = Config(
@@ -83,7 +87,7 @@ def make_client(
         response_checksum_validation="when_required",
         retries={"total_max_attempts": 1, "mode": "standard"},
         connect_timeout=_CONNECT_SECONDS,
-        read_timeout=_READ_SECONDS,
+        read_timeout=_ASSEMBLY_SECONDS if patient else _READ_SECONDS,
         max_pool_connections=_CONNECTIONS,
         tcp_keepalive=True,
     )
