@@ -84,7 +84,7 @@ def test_a_second_serve_harms_nobody(service: ServiceProcess) -> None:
 
 
 def test_a_stop_is_over_soon_after_its_grace(service: ServiceProcess) -> None:
-    """A download that would run on is cut off, and the process has ended with 0 about a second later."""
+    """A download that would run on is cut off, and the process ends with 0, which it could not do any later."""
     request = urllib.request.Request(service.mint_upload(), method="PUT", data=bytes(32 * 2**20))
     with urllib.request.urlopen(request, timeout=30) as answer:
         file_id = json.load(answer)["file_id"]
@@ -92,9 +92,8 @@ def test_a_stop_is_over_soon_after_its_grace(service: ServiceProcess) -> None:
     with closing(http.client.HTTPConnection(*service.address)) as slow:
         slow.request("GET", link.removeprefix(service.url))
         slow.getresponse().read(1000)
-        began = time.monotonic()
+        # two seconds after the grace it would have ended itself, with another code
         assert service.terminate() == 0
-        assert time.monotonic() - began < 1 + 1.5 + 1
     assert "service_stopped" in service.log_tail()
 
 
