@@ -17,9 +17,10 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine, inspect, select, update
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from service.metadata import leases, reads, writes
+from service.metadata import crashes, duties, leases, reads, writes
 from service.metadata.base import (
     Advance,
+    Begun,
     Ending,
     Lease,
     MetadataError,
@@ -115,6 +116,9 @@ class SqlMetadata:
     async def blocks(self, upload_id: UploadId) -> tuple[Block, ...]:
         return await self._read(partial(reads.finished_blocks, upload_id=upload_id))
 
+    async def tail(self, upload_id: UploadId) -> bytes | None:
+        return await self._read(partial(reads.tail, upload_id=upload_id))
+
     async def pending_finals(self, partial_id: UploadId) -> tuple[UploadId, ...]:
         return await self._read(partial(reads.pending_finals, partial_id=partial_id))
 
@@ -163,6 +167,24 @@ class SqlMetadata:
         )
         return await self._write(work)
 
+    async def begin_run(self, run: str, boot: str, *, unsynced: bool) -> Begun:
+        return await self._write(partial(crashes.begin_run, run=run, boot=boot, unsynced=unsynced), durable=True)
+
+    async def end_run(self, run: str) -> None:
+        await self._write(partial(crashes.end_run, run=run), durable=True)
+
+    async def suspect_uploads(self, *, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
+        return await self._read(partial(crashes.suspect_uploads, limit=limit, after=after))
+
+    async def acquit(self, upload_id: UploadId, *, epoch: int) -> Upload:
+        return await self._write(partial(crashes.acquit, upload_id=upload_id, epoch=epoch))
+
+    async def fall_back(
+        self, upload_id: UploadId, *, epoch: int, to_offset: int, parts: Sequence[Part], now: float
+    ) -> Upload:
+        work = partial(crashes.fall_back, upload_id=upload_id, epoch=epoch, to_offset=to_offset, ledger=parts, now=now)
+        return await self._write(work)
+
     async def acquire_lease(self, upload_id: UploadId, owner: str, *, now: float, until: float) -> tuple[Lease, Upload]:
         return await self._write(partial(leases.acquire, upload_id=upload_id, owner=owner, now=now, until=until))
 
@@ -182,7 +204,13 @@ class SqlMetadata:
         await self._write(partial(leases.release, lease=lease))
 
     async def drop_leases(self) -> None:
-        await self._write(leases.drop_all)
+        await self._write(_drop_all)
+
+    async def take_duty(self, name: str, owner: str, *, now: float, until: float) -> bool:
+        return await self._write(partial(duties.take, name=name, owner=owner, now=now, until=until))
+
+    async def give_back_duty(self, name: str, owner: str) -> None:
+        await self._write(partial(duties.give_back, name=name, owner=owner))
 
     async def file(self, file_id: FileId) -> File | None:
         return await self._read(partial(reads.file, file_id=file_id))
@@ -234,6 +262,11 @@ def _check_schema(connection: Connection) -> None:
             f"the database has schema {found} of a newer version, this one knows {REVISION}; run that newer version"
             " (`attachd migrate` does not go back)"
         )
+
+
+def _drop_all(connection: Connection) -> None:
+    leases.drop_all(connection)
+    duties.drop_all(connection)
 
 
 def _touch(connection: Connection) -> None:
