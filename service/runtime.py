@@ -20,6 +20,7 @@ from service.changes import Changes
 from service.claiming import Claiming
 from service.clock import Clock, SystemClock, new_event_id
 from service.downloads import Downloads
+from service.duties import Duties
 from service.events import EventMaker
 from service.files import Files
 from service.finishing import Finisher
@@ -81,6 +82,7 @@ class Service:
     bodies: Bodies
     tasks: Tasks
     leases: Leases
+    duties: Duties
     metadata: SqlMetadata
     storage: MeteredStorage
     metrics: Metrics
@@ -144,7 +146,8 @@ async def running(settings: Settings, clock: Clock | None = None, *, alone: bool
         policy = _policy(settings)
         changes = Changes()
         events = EventMaker(new_event_id)
-        leases = Leases(metadata, clock, metrics, secrets.token_hex(8))
+        process = secrets.token_hex(8)
+        leases, duties = Leases(metadata, clock, metrics, process), Duties(metadata, clock, process)
         files = Files(metadata, storage, clock, events, changes.changed)
         finisher = Finisher(metadata, storage, policy, clock, metrics, events, changes.changed)
         tasks, lookup = Tasks(), Lookup(metadata, clock)
@@ -201,7 +204,7 @@ async def running(settings: Settings, clock: Clock | None = None, *, alone: bool
         janitor = Janitor(metadata, settling, files, policy, clock, metrics)
         for work in (
             leases.run(),
-            janitor.run(settings.sweep_interval),
+            janitor.run(settings.sweep_interval, duties),
             _watch_keys(keys),
             _watch_loop(metrics, buffered),
         ):
@@ -220,6 +223,7 @@ async def running(settings: Settings, clock: Clock | None = None, *, alone: bool
             bodies=bodies,
             tasks=tasks,
             leases=leases,
+            duties=duties,
             metadata=metadata,
             storage=storage,
             metrics=metrics,

@@ -30,6 +30,7 @@ LAYERS: Final = {
     "service.units": 0,
     "service.changes": 1,
     "service.clock": 1,
+    "service.duties": 1,
     "service.events": 1,
     "service.leases": 1,
     "service.metadata.base": 1,
