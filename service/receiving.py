@@ -312,6 +312,7 @@ class Receiver:
             blocks=ready,
             length=progress.length,
             state=state,
+            tail=progress.hasher.tail(receipt.offset) if progress.hasher is not None else None,
         )
         progress.upload = await self._metadata.advance(
             before.id, epoch=progress.lease.epoch, from_offset=before.offset, step=step, now=now

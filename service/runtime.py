@@ -19,6 +19,7 @@ from service import __version__
 from service.changes import Changes
 from service.claiming import Claiming
 from service.clock import Clock, SystemClock, new_event_id
+from service.crashes import run_recorded
 from service.downloads import Downloads
 from service.duties import Duties
 from service.events import EventMaker
@@ -36,6 +37,7 @@ from service.metrics import Metrics
 from service.protocol.intents import Policy
 from service.protocol.tus import discovery
 from service.receiving import Receiver
+from service.rechecking import Rechecker
 from service.setting_types import Address, hide_secrets
 from service.settings import Settings
 from service.settling import Settling
@@ -162,6 +164,9 @@ async def running(settings: Settings, clock: Clock | None = None, *, alone: bool
             tasks=tasks,
             changed=changes.changed,
         )
+        rechecker = None
+        if isinstance(inner, FilesystemStorage):
+            rechecker = Rechecker(metadata, storage, inner.salvage, leases, clock, metrics, settling.checked)
         uploads = Uploads(
             metadata=metadata,
             leases=leases,
@@ -183,6 +188,7 @@ async def running(settings: Settings, clock: Clock | None = None, *, alone: bool
             metrics=metrics,
             changes=changes,
             tasks=tasks,
+            hurry=rechecker.hurry if rechecker is not None else None,
         )
         downloads = Downloads(metadata, storage, clock, changes=changes, idle_seconds=settings.body_idle)
         metrics.buffer_limit(settings.buffer_limit)
@@ -205,6 +211,7 @@ async def running(settings: Settings, clock: Clock | None = None, *, alone: bool
         for work in (
             leases.run(),
             janitor.run(settings.sweep_interval, duties),
+            *([rechecker.run()] if rechecker is not None else []),
             _watch_keys(keys),
             _watch_loop(metrics, buffered),
         ):
@@ -351,6 +358,7 @@ async def _metadata(settings: Settings, stack: contextlib.AsyncExitStack, *, alo
     if alone:
         # whoever held a lease is gone
         await metadata.drop_leases()
+        await stack.enter_async_context(run_recorded(metadata, settings))
     return metadata
 
 
