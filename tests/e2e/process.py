@@ -62,6 +62,7 @@ class ServiceProcess:
         self.port = free_port()
         self.ops_port = free_port()
         self.settings = settings
+        self.command = [sys.executable, "-m", "service", "serve"]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -108,7 +109,7 @@ class ServiceProcess:
         self.directory.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "service", "serve"],
+                self.command,
                 cwd=ROOT,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
