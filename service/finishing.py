@@ -54,7 +54,7 @@ class Finisher:
         self._changed = changed
 
     async def finish(self, upload: Upload, lease: Lease, head: bytes | None = None) -> Upload:
-        """The upload, `ready` or `failed`; any other state comes back as it is.
+        """The upload, `ready` or `failed`; any other state comes back as it is, and so does a suspect.
 
         Args:
             head: its first SNIFF_BYTES, or all if it is shorter; None: they are read from the file.
@@ -63,10 +63,11 @@ class Finisher:
             StorageError, MetadataError: worth a retry; the upload stays `finishing`.
             Conflict: the lease was lost meanwhile.
         """
-        if upload.state is not State.FINISHING:
+        if upload.state is not State.FINISHING or upload.suspect:
             return upload
         try:
             if upload.concat_kind is ConcatKind.PARTIAL:
+                await self._storage.sync(await self._metadata.ledger(upload.id))
                 return await self._publish(upload, lease, None)
             stored = await self._complete(upload, lease)
             manifest = await self._manifest(upload, stored)

@@ -152,6 +152,14 @@ class BlockHasher:
             if self._filled == self._block_size:
                 self._finished.append(self._close())
 
+    def tail(self, at: int) -> bytes | None:
+        """XXH3-128 of the unfinished block so far, if the run's last byte is just before byte `at` of the upload.
+
+        None: it is not, or no block is unfinished there.
+        """
+        here = self._number * self._block_size + self._filled
+        return self._weak.digest() if self._filled and here == at else None
+
     def take_finished(self) -> list[Block]:
         """The blocks that became full since the last call, in order."""
         finished, self._finished = self._finished, []

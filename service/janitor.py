@@ -4,6 +4,9 @@ Everything it does is also enforced or triggered at access, so a late sweep is n
 answer; and every step is a compare-and-set, so two sweeps, or a sweep and a writer, cannot both
 win (lesson E1). One thing that cannot be done keeps nothing else from being done: it is logged,
 and the next sweep tries again.
+
+Of the processes that share a database one sweeps, because more would only do the same again; when
+it ends, another takes over (`duties`). Its gauges are those of all. A sweep by hand asks nobody.
 """
 
 from __future__ import annotations
@@ -11,13 +14,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
 import structlog
 
 from service.clock import Clock
+from service.duties import Duties
 from service.files import Files
 from service.leases import TERM_SECONDS
 from service.metadata.base import MetadataError, MetadataStore
@@ -39,6 +43,9 @@ _ORPHANS_EVERY_SECONDS: Final = 3600.0
 _PATIENCE_SECONDS: Final = 1.0
 #: a wall clock that moved so much further than time did was set, or the machine slept
 _JUMP_SECONDS: Final = 3600.0
+#: the duties: to sweep; and the walk for orphans, which a take-over does not bring about again
+_SWEEPS: Final = "sweeps"
+_ORPHANS: Final = "orphans"
 
 Row = TypeVar("Row", Upload, File)
 
@@ -84,37 +91,46 @@ class Janitor:
         self._slow: asyncio.Task[_Steps] | None = None
         self._orphans_due = -math.inf
 
-    async def run(self, interval_seconds: float) -> None:
-        """A sweep now and after each interval, until cancelled.
+    async def run(self, interval_seconds: float, duties: Duties) -> None:
+        """A sweep now and after each interval, while this process has the duty; until cancelled."""
+        while True:
+            async with duties.held(_SWEEPS) as lost:
+                try:
+                    await self._sweep_until(lost, interval_seconds, duties)
+                finally:
+                    if self._slow is not None:
+                        self._slow.cancel()
+                        await asyncio.wait({self._slow})
 
-        After a jump of the wall clock nothing expires until holders had time to renew their
+    async def _sweep_until(self, lost: asyncio.Event, interval_seconds: float, duties: Duties) -> None:
+        """After a jump of the wall clock nothing expires until holders had time to renew their
         leases by the new clock, and a clock that was set wrong a moment to be set right.
         """
         drift, calm_from = self._drift(), -math.inf
-        try:
-            while True:
-                before, drift = drift, self._drift()
-                if drift - before > _JUMP_SECONDS:
-                    log.warning("clock_jumped", seconds=round(drift - before))
-                    calm_from = self._clock.monotonic() + TERM_SECONDS
-                expire = self._clock.monotonic() >= calm_from
-                await self.sweep(expire=expire, patience_seconds=_PATIENCE_SECONDS)
-                await asyncio.sleep(interval_seconds)
-        finally:
-            if self._slow is not None:
-                self._slow.cancel()
-                await asyncio.wait({self._slow})
+        while not lost.is_set():
+            before, drift = drift, self._drift()
+            if drift - before > _JUMP_SECONDS:
+                log.warning("clock_jumped", seconds=round(drift - before))
+                calm_from = self._clock.monotonic() + TERM_SECONDS
+            expire = self._clock.monotonic() >= calm_from
+            await self.sweep(expire=expire, patience_seconds=_PATIENCE_SECONDS, duties=duties)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(interval_seconds):
+                    await lost.wait()
 
     def _drift(self) -> float:
         return self._clock.now() - self._clock.monotonic()
 
-    async def sweep(self, *, expire: bool = True, patience_seconds: float | None = None) -> None:
+    async def sweep(
+        self, *, expire: bool = True, patience_seconds: float | None = None, duties: Duties | None = None
+    ) -> None:
         """What is due now is done, as far as it can be.
 
         Args:
             expire: also what is due because of the time.
             patience_seconds: what takes longer goes on by itself, and no second time beside that;
                 the sweep that sees it end well is the one that succeeded. None: as long as it takes.
+            duties: orphans are left to whoever looked for them within the hour; None: only this janitor counts.
         """
         now = self._clock.now()
         steps = _Steps()
@@ -130,7 +146,7 @@ class Janitor:
             # one that began before may have passed by what is due now
             await asyncio.wait({self._slow})
         if self._slow is None or self._slow.done():
-            self._slow = asyncio.create_task(self._settle_and_reclaim())
+            self._slow = asyncio.create_task(self._settle_and_reclaim(duties))
         ended, _ = await asyncio.wait({self._slow}, timeout=patience_seconds)
         settled = any(not task.cancelled() and not task.result().failed for task in ended)
         with steps.attempt("totals"):
@@ -161,16 +177,17 @@ class Janitor:
         while await self._metadata.purge(before=before, link_before=now - _LEEWAY_SECONDS, limit=_BATCH) >= _BATCH:
             pass
 
-    async def _settle_and_reclaim(self) -> _Steps:
+    async def _settle_and_reclaim(self, duties: Duties | None) -> _Steps:
         steps = _Steps()
         with steps.attempt("settle_finishing"):
             await self._settle(self._metadata.finishing_uploads, steps)
         with steps.attempt("settle_finals"):
             await self._settle(self._metadata.waiting_finals, steps)
         if self._clock.monotonic() >= self._orphans_due:
-            self._orphans_due = self._clock.monotonic() + _ORPHANS_EVERY_SECONDS
             with steps.attempt("remove_orphans"):
-                await self._remove_orphans(steps)
+                if duties is None or await duties.claim(_ORPHANS, _ORPHANS_EVERY_SECONDS):
+                    self._orphans_due = self._clock.monotonic() + _ORPHANS_EVERY_SECONDS
+                    await self._remove_orphans(steps)
         return steps
 
     async def _settle(self, waiting: _List[Upload], steps: _Steps) -> None:

@@ -44,7 +44,7 @@ ChecksumResult: TypeAlias = Literal["ok", "mismatch"]
 StorageOperation: TypeAlias = Literal[
     # calls of the storage port
     "open", "probe", "free_bytes", "write", "flush", "read", "concatenate", "complete", "discard", "drop", "delete",
-    "open_file",
+    "open_file", "sync",
     # calls of the S3 API, where that is the backend
     "head_bucket", "put_object", "get_object", "head_object", "copy_object", "delete_object", "list_objects",
     "create_multipart_upload", "upload_part", "upload_part_copy", "complete_multipart_upload",

@@ -132,7 +132,9 @@ class LinkTerms:
 class Upload:
     """A resource being filled: one row of the metadata store.
 
-    `offset` counts committed bytes and never falls. `length` is None while deferred.
+    `offset` counts committed bytes. It never falls, but for a `suspect` of which bytes are lost:
+    one that a crash of the machine found unfinished and that has not been checked since.
+    `length` is None while deferred.
     `metadata` and `concat` are the raw header values, echoed as they came.
     `problem` is the slug (and `problem_detail` the words) that ended a failed upload.
     """
@@ -158,6 +160,7 @@ class Upload:
     #: of a final: the partials in the order they are joined
     partials: tuple[UploadId, ...] = ()
     epoch: int = 0
+    suspect: bool = False
     updated_at: float = 0.0
     problem: str | None = None
     problem_detail: str | None = None

@@ -312,6 +312,7 @@ class Receiver:
             blocks=ready,
             length=progress.length,
             state=state,
+            tail=progress.hasher.tail(receipt.offset) if progress.hasher is not None else None,
         )
         superfluous = [key for key in receipt.drop if key not in progress.dropped]
         # A crash of the machine may take back a commit that was not synced. What the ledger names

@@ -22,7 +22,9 @@ from service import __version__
 from service.changes import Changes
 from service.claiming import Claiming
 from service.clock import Clock, SystemClock, new_event_id
+from service.crashes import run_recorded
 from service.downloads import Downloads
+from service.duties import Duties
 from service.events import EventMaker
 from service.files import Files
 from service.finishing import Finisher
@@ -39,6 +41,7 @@ from service.metrics import Metrics
 from service.protocol.intents import Policy
 from service.protocol.tus import discovery
 from service.receiving import Receiver
+from service.rechecking import Rechecker
 from service.setting_types import Address, hide_secrets
 from service.settings import Settings
 from service.settling import Settling
@@ -81,6 +84,7 @@ class Service:
     bodies: Bodies
     tasks: Tasks
     leases: Leases
+    duties: Duties
     metadata: SqlMetadata
     storage: MeteredStorage
     metrics: Metrics
@@ -162,12 +166,12 @@ async def claimed(settings: Settings, *, beside: bool = False) -> AsyncIterator[
             await listener.take(beside=not alone)
         with naming("ATTACHD_KEYS"):
             keys = await _keys(settings, logs=True)
-        async with contextlib.AsyncExitStack() as passing:
-            with naming("ATTACHD_DATABASE", hide_secrets(settings.database_url)), _saying_that_it_waits(settings):
-                metadata = await _metadata(settings, passing, migrates=alone)
-                if alone:
-                    # whoever held a lease is gone
-                    await metadata.drop_leases()
+        with naming("ATTACHD_DATABASE", hide_secrets(settings.database_url)), _saying_that_it_waits(settings):
+            metadata = await _metadata(settings, stack, migrates=alone)
+            if alone:
+                # whoever held a lease is gone
+                await metadata.drop_leases()
+            await stack.enter_async_context(run_recorded(metadata, settings))
         await asyncio.to_thread(directory.settle)
         yield Claim(directory, public, operations, keys, alone)
 
@@ -206,7 +210,8 @@ async def running(
         policy = _policy(settings)
         changes = Changes()
         events = EventMaker(new_event_id)
-        leases = Leases(metadata, clock, metrics, share.process if share else new_process())
+        process = share.process if share else new_process()
+        leases, duties = Leases(metadata, clock, metrics, process), Duties(metadata, clock, process)
         files = Files(metadata, storage, clock, events, changes.changed)
         finisher = Finisher(metadata, storage, policy, clock, metrics, events, changes.changed)
         tasks, lookup = Tasks(), Lookup(metadata, clock)
@@ -221,6 +226,9 @@ async def running(
             tasks=tasks,
             changed=changes.changed,
         )
+        rechecker = None
+        if isinstance(inner, FilesystemStorage):
+            rechecker = Rechecker(metadata, storage, inner.salvage, leases, clock, metrics, settling.checked)
         uploads = Uploads(
             metadata=metadata,
             leases=leases,
@@ -242,6 +250,7 @@ async def running(
             metrics=metrics,
             changes=changes,
             tasks=tasks,
+            hurry=rechecker.hurry if rechecker is not None else None,
         )
         downloads = Downloads(metadata, storage, clock, changes=changes, idle_seconds=settings.body_idle)
         metrics.buffer_limit(settings.buffer_limit)
@@ -263,7 +272,8 @@ async def running(
         janitor = Janitor(metadata, settling, files, policy, clock, metrics)
         for work in (
             leases.run(),
-            janitor.run(settings.sweep_interval),
+            janitor.run(settings.sweep_interval, duties),
+            *([rechecker.run()] if rechecker is not None else []),
             _watch_keys(keys),
             _watch_loop(metrics, buffered),
         ):
@@ -284,6 +294,7 @@ async def running(
             bodies=bodies,
             tasks=tasks,
             leases=leases,
+            duties=duties,
             metadata=metadata,
             storage=storage,
             metrics=metrics,

@@ -14,6 +14,7 @@ from service.finishing import Finisher
 from service.leases import Leases
 from service.metadata.base import Conflict, Ending, MetadataError, MetadataStore
 from service.model import ConcatKind, State, Upload, UploadId
+from service.protocol.decide import refuse_suspect
 from service.protocol.problems import Refusal, refuse
 from service.storage.base import Storage, StorageError
 from service.tasks import Tasks
@@ -57,6 +58,7 @@ class Settling:
             Refusal: locked. Conflict: not live. StorageError, MetadataError: worth a retry.
         """
         async with self._leases.hold(upload_id, stop=no_stop) as (lease, upload):
+            refuse_suspect(upload)
             upload = await self._finisher.ready(upload, lease)
             return await self._finisher.finish(upload, lease)
 
@@ -71,12 +73,12 @@ class Settling:
             log.exception("settle_failed", upload_id=upload_id)
 
     async def settle_left(self, upload: Upload) -> None:
-        """As `settle`, unless somebody is at it, or it has ended meanwhile.
+        """As `settle`, unless somebody is at it, it is suspect, or it has ended meanwhile.
 
         Raises:
             StorageError, MetadataUnavailable: worth a retry.
         """
-        if self._leases.held_here(upload.id):
+        if upload.suspect or self._leases.held_here(upload.id):
             return
         try:
             await self.settle(upload.id)
@@ -84,14 +86,20 @@ class Settling:
             log.info("settle_postponed", upload_id=upload.id, error=str(error))
 
     def go_on(self, upload: Upload) -> None:
-        """Settles by itself, unless a request here is at it."""
-        if not self._leases.held_here(upload.id):
+        """Settles by itself, unless it is suspect or a request here is at it."""
+        if not upload.suspect and not self._leases.held_here(upload.id):
             self._tasks.spawn(self._go_on(upload))
 
     async def _go_on(self, upload: Upload) -> None:
         # asking often for a final that waits for bytes takes no lease
         if upload.state is State.FINISHING or not await self._finisher.waits(upload):
             await self.settle_quietly(upload.id)
+
+    def checked(self, upload: Upload) -> None:
+        """The upload is suspect no more: it goes on by itself if it can, and whoever waits looks again."""
+        self._changed(upload.id)
+        if upload.state is State.FINISHING:
+            self.go_on(upload)
 
     def moved(self, upload: Upload) -> None:
         """The upload became ready or ended: whoever waits looks again, and so do finals made of it."""

@@ -25,7 +25,7 @@ from service.lookup import Lookup
 from service.metadata.base import Conflict, Lease, MetadataError, MetadataStore
 from service.metrics import Metrics
 from service.model import ConcatKind, LinkTerms, State, Upload, UploadId
-from service.protocol.decide import Intake, decide_append, decide_create, refuse_ended, stored_problem
+from service.protocol.decide import Intake, decide_append, decide_create, refuse_ended, refuse_suspect, stored_problem
 from service.protocol.intents import Append, Appended, Create, Created, Ending, Policy
 from service.protocol.problems import Problem, Refusal, refuse
 from service.protocol.tus import parse_trailer
@@ -60,7 +60,9 @@ class Uploads:
         metrics: Metrics,
         changes: Changes,
         tasks: Tasks,
+        hurry: Callable[[UploadId], None] | None = None,
     ) -> None:
+        """`hurry`: has a suspect checked; None where storage loses nothing in a crash."""
         self._metadata = metadata
         self._leases = leases
         self._lookup = lookup
@@ -73,6 +75,7 @@ class Uploads:
         self._metrics = metrics
         self._changes = changes
         self._tasks = tasks
+        self._hurry = hurry
         #: uploads whose last request here ended whole, oldest first; for the count of resumptions only
         self._whole: dict[UploadId, None] = {}
 
@@ -106,6 +109,7 @@ class Uploads:
 
     async def _replayed(self, upload: Upload) -> Upload:
         """What the link's upload is now, once whoever wrote it has committed and stopped (T-0D1)."""
+        self._refuse_suspect(upload)
         if upload.pending_final or upload.complete:
             return upload
         try:
@@ -144,6 +148,7 @@ class Uploads:
             Refusal: what `decide_append` raises; not-found; locked; what refuses the whole file.
         """
         upload = await self._lookup.upload(intent.upload_id)
+        self._refuse_suspect(upload)
         if upload.state is State.FINISHING:
             self._settling.go_on(upload)
         self._decide(intent, upload)
@@ -220,6 +225,7 @@ class Uploads:
         """
         upload = await self._lookup.upload(upload_id)
         refuse_ended(upload, self._clock.now())
+        self._refuse_suspect(upload)
         full = upload.state is State.FINISHING or (upload.state is State.RECEIVING and upload.length == 0)
         if full or upload.pending_final:
             self._settling.go_on(upload)
@@ -238,11 +244,12 @@ class Uploads:
             wait_seconds: hold the answer until the state changes, at most this long.
 
         Raises:
-            Refusal: not-found, gone.
+            Refusal: not-found, gone, locked (suspect).
         """
         deadline = self._clock.monotonic() + wait_seconds
         with self._changes.watch(upload_id) as watch:
             first = upload = await self._lookup.upload(upload_id)
+            self._refuse_suspect(upload)
             while True:
                 if upload.state in (State.RECEIVING, State.FINISHING):
                     refuse_ended(upload, self._clock.now())
@@ -278,6 +285,12 @@ class Uploads:
         await self._tasks.drive(self._settling.terminate(upload))
 
     # --- small things -----------------------------------------------------------------------
+
+    def _refuse_suspect(self, upload: Upload) -> None:
+        """Raises Refusal: locked; and the suspect has its turn to be checked."""
+        if upload.suspect and self._hurry is not None:
+            self._hurry(upload.id)
+        refuse_suspect(upload)
 
     @staticmethod
     def _raise_if_refused(upload: Upload) -> None:

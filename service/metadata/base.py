@@ -9,7 +9,10 @@ The contract, which `tests/contract/metadata.py` holds against every adapter:
 - `epoch` rises with each lease on an upload; a change that carries an older epoch is a Conflict.
 - Instants are arguments; the store has no clock of its own that a caller could notice.
 - `durable=True`: on return the change survives a crash of the machine, as do `end_upload` and
-  `delete_file`, after which bytes are removed for good. All others survive a crash of every process.
+  `delete_file`, after which bytes are removed for good. All others survive a crash of every process;
+  one of the machine takes the newest of them away, never one without those after it.
+- An offset never falls, with one exception: `fall_back`, of a suspect. Until it has been found
+  right or has fallen back, a suspect is neither advanced nor published.
 """
 
 from __future__ import annotations
@@ -84,6 +87,8 @@ class Advance:
     #: set when a deferred length becomes known
     length: int | None = None
     state: State = State.RECEIVING
+    #: XXH3-128 of the bytes behind the last whole block, up to `to_offset`; None: not known
+    tail: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,16 @@ class Ending:
     #: give the use of the link back, so that it can make a new upload (T-05E)
     free_link: bool = False
     events: Sequence[Event] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What a run finds when it begins."""
+
+    #: whether bytes may have been taken that have not reached the disk yet
+    unsynced: bool
+    #: how many uploads became suspect
+    suspects: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +179,10 @@ class MetadataStore(Protocol):
         """The finished hashing blocks by number, from 0 without gaps."""
         ...
 
+    async def tail(self, upload_id: UploadId) -> bytes | None:
+        """The digest of the committed bytes behind the last whole block, where it is known."""
+        ...
+
     async def pending_finals(self, partial_id: UploadId) -> tuple[UploadId, ...]:
         """The final uploads in `receiving` that name the partial."""
         ...
@@ -180,8 +199,10 @@ class MetadataStore(Protocol):
     ) -> Upload:
         """Compare-and-set on (receiving, offset, epoch); returns the upload as it is then.
 
+        A tail that was told stays for as long as the offset does.
+
         Raises:
-            Conflict: the state, offset or epoch is another.
+            Conflict: the state, offset or epoch is another, or the upload is suspect.
             ValueError: the offset would fall, or pass the length.
         """
         ...
@@ -203,7 +224,7 @@ class MetadataStore(Protocol):
         already changes nothing and returns it.
 
         Raises:
-            Conflict: neither finishing nor ready, or another epoch.
+            Conflict: neither finishing nor ready, or another epoch, or suspect.
         """
         ...
 
@@ -228,6 +249,53 @@ class MetadataStore(Protocol):
 
         Raises:
             Conflict: not in such a state, or another epoch, or not expired.
+        """
+        ...
+
+    # crashes of the machine
+    async def begin_run(self, run: str, boot: str, *, unsynced: bool) -> Begun:
+        """A run of the one process (tree) that uses the store begins; durable.
+
+        If the run before left bytes that may not have reached the disk, and was under another
+        boot of the machine, they may be lost: every upload that is receiving or finishing is
+        suspect from now on. Finals are not: they have no bytes of their own.
+
+        Args:
+            run: random; tells this run from every other.
+            boot: which boot of the machine this is.
+            unsynced: whether the run will take bytes that may not reach the disk before a crash.
+        """
+        ...
+
+    async def end_run(self, run: str) -> None:
+        """All bytes that were taken have reached the disk; durable. Nothing happens if a newer run began."""
+        ...
+
+    async def suspect_uploads(self, *, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
+        """Live uploads that are suspect, oldest first, in pages as those of the janitor."""
+        ...
+
+    async def acquit(self, upload_id: UploadId, *, epoch: int) -> Upload:
+        """A suspect is suspect no more: all that is recorded of it is there.
+
+        Raises:
+            Conflict: no live suspect, or another epoch.
+        """
+        ...
+
+    async def fall_back(
+        self, upload_id: UploadId, *, epoch: int, to_offset: int, parts: Sequence[Part], now: float
+    ) -> Upload:
+        """A suspect is receiving, at an offset that may be lower, and suspect no more.
+
+        Blocks that end behind the offset are gone; the length stays as it is known.
+
+        Args:
+            parts: the whole ledger from now on; ends at the offset.
+
+        Raises:
+            Conflict: no suspect that is receiving or finishing, or another epoch.
+            ValueError: the offset would rise, or a receiving upload have its whole length.
         """
         ...
 
@@ -268,7 +336,16 @@ class MetadataStore(Protocol):
         ...
 
     async def drop_leases(self, owner_prefix: str = "") -> None:
-        """No owner that starts with the prefix holds a lease: those processes, or with none all, have ended."""
+        """No owner that starts with the prefix holds a lease or a duty: those processes have ended, or all have."""
+        ...
+
+    # duties: what one process at a time does for all that share the store
+    async def take_duty(self, name: str, owner: str, *, now: float, until: float) -> bool:
+        """Whether the duty is the owner's, until then: it was free, had run out, or was the owner's own."""
+        ...
+
+    async def give_back_duty(self, name: str, owner: str) -> None:
+        """Free, if it is the owner's; else nothing happens."""
         ...
 
     # files

@@ -50,6 +50,7 @@ ENDED = in_states((State.READY, State.FAILED, State.EXPIRED, State.TERMINATED))
 RECEIVING = up.state == literal(State.RECEIVING)
 FINISHING = up.state == literal(State.FINISHING)
 NOT_PARTIAL = up.concat_kind != literal(ConcatKind.PARTIAL)
+TRUSTED = not_(up.suspect)
 READY_PARTIAL = and_(up.state == literal(State.READY), up.concat_kind == literal(ConcatKind.PARTIAL))
 
 _final = uploads.alias("final")
@@ -79,6 +80,7 @@ _UPLOAD_OF_FILE = Prepared(
 )
 _LINK = Prepared(select(links).where(links.c.issuer == bindparam("issuer"), links.c.jti == bindparam("jti")))
 _LEDGER = Prepared(select(parts).where(parts.c.upload_id == bindparam("upload_id")).order_by(parts.c.number))
+_TAIL = Prepared(select(up.tail).where(up.id == bindparam("upload_id")))
 _BLOCKS = Prepared(select(blocks).where(blocks.c.upload_id == bindparam("upload_id")).order_by(blocks.c.number))
 _PENDING_FINALS = Prepared(
     select(up.id)
@@ -90,7 +92,7 @@ _PENDING_FINALS = Prepared(
 _FILE = Prepared(select(files).where(files.c.id == bindparam("file_id")))
 
 
-def _behind(instant: ColumnElement[Any], key: ColumnElement[Any]) -> ColumnElement[bool]:
+def behind(instant: ColumnElement[Any], key: ColumnElement[Any]) -> ColumnElement[bool]:
     """Behind the row with these two, in their order; said so that an index of the instants serves."""
     last: ColumnElement[Any] = bindparam("last")
     return and_(instant >= last, or_(instant > last, key > bindparam("last_id")))
@@ -98,20 +100,20 @@ def _behind(instant: ColumnElement[Any], key: ColumnElement[Any]) -> ColumnEleme
 
 _EXPIRED = tuple(
     select(uploads)
-    .where(which, up.expires_at <= bindparam("now"), not_(WANTED_BY_FINAL), _behind(up.expires_at, up.id))
+    .where(which, up.expires_at <= bindparam("now"), not_(WANTED_BY_FINAL), behind(up.expires_at, up.id))
     .order_by(up.expires_at, up.id)
     .limit(bindparam("at_most"))
     for which in (RECEIVING, READY_PARTIAL)
 )
 _FINISHING = (
     select(uploads)
-    .where(FINISHING, _behind(up.updated_at, up.id))
+    .where(FINISHING, behind(up.updated_at, up.id))
     .order_by(up.updated_at, up.id)
     .limit(bindparam("at_most"))
 )
 _WAITING_FINALS = (
     select(uploads)
-    .where(RECEIVING, up.id.in_(select(final_partials.c.final_id)), _behind(up.updated_at, up.id))
+    .where(RECEIVING, up.id.in_(select(final_partials.c.final_id)), behind(up.updated_at, up.id))
     .order_by(up.updated_at, up.id)
     .limit(bindparam("at_most"))
 )
@@ -120,7 +122,7 @@ _EXPIRED_FILES = (
     .where(
         files.c.deleted_at.is_(None),
         files.c.expires_at <= bindparam("now"),
-        _behind(files.c.expires_at, files.c.id),
+        behind(files.c.expires_at, files.c.id),
     )
     .order_by(files.c.expires_at, files.c.id)
     .limit(bindparam("at_most"))
@@ -193,6 +195,11 @@ def finished_blocks(connection: Connection, upload_id: UploadId) -> tuple[Block,
     return tuple(load_block(row) for row in _BLOCKS.all(connection, {"upload_id": upload_id}))
 
 
+def tail(connection: Connection, upload_id: UploadId) -> bytes | None:
+    row = _TAIL.first(connection, {"upload_id": upload_id})
+    return None if row is None else row.tail
+
+
 def pending_finals(connection: Connection, partial_id: UploadId) -> tuple[UploadId, ...]:
     return tuple(UploadId(row.id) for row in _PENDING_FINALS.all(connection, {"partial_id": partial_id}))
 
@@ -202,30 +209,30 @@ def file(connection: Connection, file_id: FileId) -> File | None:
     return None if row is None else load_file(row)
 
 
-def _page(limit: int, last: tuple[float, str] | None) -> dict[str, Any]:
+def page(limit: int, last: tuple[float, str] | None) -> dict[str, Any]:
     instant, last_id = last or (-1.0, "")
     return {"at_most": limit, "last": instant, "last_id": last_id}
 
 
 def expired_uploads(connection: Connection, now: float, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
-    bound = _page(limit, (after.expires_at, after.id) if after else None) | {"now": now}
+    bound = page(limit, (after.expires_at, after.id) if after else None) | {"now": now}
     rows = [row for statement in _EXPIRED for row in connection.execute(statement, bound)]
     rows.sort(key=lambda row: (row.expires_at, row.id))
     return load_uploads(connection, rows[:limit])
 
 
 def finishing_uploads(connection: Connection, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
-    bound = _page(limit, (after.updated_at, after.id) if after else None)
+    bound = page(limit, (after.updated_at, after.id) if after else None)
     return load_uploads(connection, connection.execute(_FINISHING, bound).all())
 
 
 def waiting_finals(connection: Connection, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
-    bound = _page(limit, (after.updated_at, after.id) if after else None)
+    bound = page(limit, (after.updated_at, after.id) if after else None)
     return load_uploads(connection, connection.execute(_WAITING_FINALS, bound).all())
 
 
 def expired_files(connection: Connection, now: float, limit: int, after: File | None = None) -> tuple[File, ...]:
-    bound = _page(limit, (after.expires_at or 0, after.id) if after else None) | {"now": now}
+    bound = page(limit, (after.expires_at or 0, after.id) if after else None) | {"now": now}
     return tuple(load_file(row) for row in connection.execute(_EXPIRED_FILES, bound))
 
 

@@ -83,6 +83,8 @@ def dump_upload(upload: Upload) -> dict[str, Any]:
         "lease_owner": None,
         "lease_until": None,
         "lease_asked": Asked.NOT,
+        "tail": None,
+        "suspect": upload.suspect,
     }
 
 
@@ -107,6 +109,7 @@ def load_upload(row: Any, partials: Sequence[str] = ()) -> Upload:
         concat_kind=ConcatKind(row.concat_kind),
         partials=tuple(UploadId(partial) for partial in partials),
         epoch=row.epoch,
+        suspect=bool(row.suspect),
         updated_at=row.updated_at,
         problem=row.problem,
         problem_detail=row.problem_detail,

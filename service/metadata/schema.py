@@ -31,11 +31,12 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    false,
     text,
 )
 
 #: The revision of `migrations/` that this code reads and writes.
-REVISION: Final = "0002"
+REVISION: Final = "0003"
 
 metadata = MetaData()
 
@@ -50,6 +51,25 @@ def _where(condition: str) -> dict[str, Any]:
 
 #: One row, made by the migration: which database this is.
 identity = Table("identity", metadata, Column("id", Text, primary_key=True))
+
+#: Who does what one process does for all, and until when the others leave it to that one.
+duties = Table(
+    "duties",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("until", Double, nullable=False),
+)
+
+#: One row: the newest run of the service, the boot of the machine it was on, and whether bytes were
+#: taken that may not have reached the disk.
+run = Table(
+    "run",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("boot", Text, nullable=False),
+    Column("unsynced", Boolean, nullable=False),
+)
 
 uploads = Table(
     "uploads",
@@ -81,6 +101,8 @@ uploads = Table(
     Column("lease_owner", Text),
     Column("lease_until", Double),
     Column("lease_asked", Integer, nullable=False),
+    Column("tail", LargeBinary),
+    Column("suspect", Boolean, server_default=false(), nullable=False),
     Index("uploads_file", "file_id", "created_at"),
     # One file id, one live upload: the rule itself, also where two writers do not wait for each other.
     Index(
@@ -95,6 +117,7 @@ uploads = Table(
     Index("uploads_partials", "expires_at", **_where("state = 'ready' AND concat_kind = 'partial'")),
     Index("uploads_ended", "updated_at", **_where("state IN ('ready', 'failed', 'expired', 'terminated')")),
     Index("uploads_leased", "lease_owner", **_where("lease_owner IS NOT NULL")),
+    Index("uploads_suspect", "updated_at", sqlite_where=text("suspect = 1"), postgresql_where=text("suspect")),
 )
 
 final_partials = Table(

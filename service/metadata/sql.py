@@ -17,10 +17,11 @@ from typing import Final, TypeVar
 from sqlalchemy import Connection, Engine, inspect, select, update
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from service.metadata import leases, reads, writes
+from service.metadata import crashes, duties, leases, reads, writes
 from service.metadata.base import (
     Advance,
     Asked,
+    Begun,
     Ending,
     Lease,
     MetadataError,
@@ -119,6 +120,9 @@ class SqlMetadata:
     async def blocks(self, upload_id: UploadId) -> tuple[Block, ...]:
         return await self._read(partial(reads.finished_blocks, upload_id=upload_id))
 
+    async def tail(self, upload_id: UploadId) -> bytes | None:
+        return await self._read(partial(reads.tail, upload_id=upload_id))
+
     async def pending_finals(self, partial_id: UploadId) -> tuple[UploadId, ...]:
         return await self._read(partial(reads.pending_finals, partial_id=partial_id))
 
@@ -167,6 +171,24 @@ class SqlMetadata:
         )
         return await self._write(work, durable=True)
 
+    async def begin_run(self, run: str, boot: str, *, unsynced: bool) -> Begun:
+        return await self._write(partial(crashes.begin_run, run=run, boot=boot, unsynced=unsynced), durable=True)
+
+    async def end_run(self, run: str) -> None:
+        await self._write(partial(crashes.end_run, run=run), durable=True)
+
+    async def suspect_uploads(self, *, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
+        return await self._read(partial(crashes.suspect_uploads, limit=limit, after=after))
+
+    async def acquit(self, upload_id: UploadId, *, epoch: int) -> Upload:
+        return await self._write(partial(crashes.acquit, upload_id=upload_id, epoch=epoch))
+
+    async def fall_back(
+        self, upload_id: UploadId, *, epoch: int, to_offset: int, parts: Sequence[Part], now: float
+    ) -> Upload:
+        work = partial(crashes.fall_back, upload_id=upload_id, epoch=epoch, to_offset=to_offset, ledger=parts, now=now)
+        return await self._write(work)
+
     async def acquire_lease(self, upload_id: UploadId, owner: str, *, now: float, until: float) -> tuple[Lease, Upload]:
         return await self._write(partial(leases.acquire, upload_id=upload_id, owner=owner, now=now, until=until))
 
@@ -189,7 +211,13 @@ class SqlMetadata:
         await self._write(partial(leases.release, lease=lease))
 
     async def drop_leases(self, owner_prefix: str = "") -> None:
-        await self._write(partial(leases.drop, prefix=owner_prefix))
+        await self._write(partial(_drop, prefix=owner_prefix))
+
+    async def take_duty(self, name: str, owner: str, *, now: float, until: float) -> bool:
+        return await self._write(partial(duties.take, name=name, owner=owner, now=now, until=until))
+
+    async def give_back_duty(self, name: str, owner: str) -> None:
+        await self._write(partial(duties.give_back, name=name, owner=owner))
 
     async def file(self, file_id: FileId) -> File | None:
         return await self._read(partial(reads.file, file_id=file_id))
@@ -241,6 +269,11 @@ def _check_schema(connection: Connection) -> None:
             f"the database has schema {found} of a newer version, this one knows {REVISION}; run that newer version"
             " (`attachd migrate` does not go back)"
         )
+
+
+def _drop(connection: Connection, prefix: str) -> None:
+    leases.drop(connection, prefix)
+    duties.drop(connection, prefix)
 
 
 def _touch(connection: Connection) -> None:

@@ -13,8 +13,10 @@ from typing import Any, NoReturn
 from sqlalchemy import (
     BigInteger,
     Connection,
+    LargeBinary,
     and_,
     bindparam,
+    case,
     delete,
     exists,
     func,
@@ -35,6 +37,7 @@ from service.metadata.reads import (
     NOT_PARTIAL,
     READY_PARTIAL,
     RECEIVING,
+    TRUSTED,
     WANTED_BY_FINAL,
     in_states,
     link_use,
@@ -101,16 +104,18 @@ def _put_part(dialect: Any) -> Any:
     )
 
 
-_PUT_PART = PreparedPut({"sqlite": _put_part(sqlite), "postgresql": _put_part(postgresql)}, columns=parts.c.keys())
+PUT_PART = PreparedPut({"sqlite": _put_part(sqlite), "postgresql": _put_part(postgresql)}, columns=parts.c.keys())
 
 _to_offset = bindparam("to_offset", type_=BigInteger)
 _new_length = bindparam("new_length", type_=BigInteger)
+_new_tail = bindparam("new_tail", type_=LargeBinary)
 _length = func.coalesce(_new_length, up.length)
 _ADVANCE = Prepared(
     update(uploads)
     .where(
         up.id == bindparam("upload_id"),
         RECEIVING,
+        TRUSTED,
         up.offset == bindparam("from_offset"),
         up.epoch == bindparam("of_epoch"),
         or_(up.length.is_(None), _new_length.is_(None), up.length == _new_length),
@@ -118,6 +123,7 @@ _ADVANCE = Prepared(
     )
     .values(
         offset=_to_offset,
+        tail=case((up.offset == _to_offset, func.coalesce(_new_tail, up.tail)), else_=_new_tail),
         length=_length,
         state=bindparam("new_state"),
         expires_at=bindparam("new_expires_at"),
@@ -127,7 +133,7 @@ _ADVANCE = Prepared(
 )
 _PUBLISH = Prepared(
     update(uploads)
-    .where(up.id == bindparam("upload_id"), FINISHING, up.epoch == bindparam("of_epoch"))
+    .where(up.id == bindparam("upload_id"), FINISHING, TRUSTED, up.epoch == bindparam("of_epoch"))
     .values(state=State.READY.value, updated_at=bindparam("now"))
     .returning(uploads)
 )
@@ -143,13 +149,15 @@ _END = (
         lease_owner=None,
         lease_until=None,
         lease_asked=Asked.NOT,
+        suspect=False,
+        tail=None,
     )
     .returning(uploads)
 )
 _DROP_PARTS_ABOVE = Prepared(
     delete(parts).where(parts.c.upload_id == bindparam("upload_id"), parts.c.number > bindparam("last_number"))
 )
-_DROP_PARTS = Prepared(delete(parts).where(parts.c.upload_id == bindparam("upload_id")))
+DROP_PARTS = Prepared(delete(parts).where(parts.c.upload_id == bindparam("upload_id")))
 _DROP_BLOCKS = Prepared(delete(blocks).where(blocks.c.upload_id == bindparam("upload_id")))
 _DELETE_FILE = (
     update(files)
@@ -222,6 +230,7 @@ def advance(connection: Connection, upload_id: UploadId, epoch: int, start: int,
         "from_offset": start,
         "to_offset": step.to_offset,
         "new_length": step.length,
+        "new_tail": step.tail,
         "new_state": step.state.value,
         "new_expires_at": step.expires_at,
         "now": now,
@@ -230,7 +239,7 @@ def advance(connection: Connection, upload_id: UploadId, epoch: int, start: int,
     if row is None:
         _refuse_advance(connection, upload_id, epoch, start, step)
     if step.parts:
-        _PUT_PART.run_each(connection, [dump_part(upload_id, part) for part in step.parts])
+        PUT_PART.run_each(connection, [dump_part(upload_id, part) for part in step.parts])
         _DROP_PARTS_ABOVE.run(connection, {"upload_id": upload_id, "last_number": step.parts[-1].number})
     if step.blocks:
         _PUT_BLOCK.run_each(connection, [dump_block(upload_id, block) for block in step.blocks])
@@ -238,7 +247,7 @@ def advance(connection: Connection, upload_id: UploadId, epoch: int, start: int,
 
 
 def _refuse_advance(connection: Connection, upload_id: UploadId, epoch: int, start: int, step: Advance) -> NoReturn:
-    row = _expect(connection, upload_id, (State.RECEIVING,), epoch)
+    row = expect(connection, upload_id, (State.RECEIVING,), epoch, suspect=False)
     if row.offset != start:
         raise Conflict("the upload is at another offset")
     if row.length is not None and step.length not in (None, row.length):
@@ -246,7 +255,14 @@ def _refuse_advance(connection: Connection, upload_id: UploadId, epoch: int, sta
     raise ValueError("the offset would pass the length")
 
 
-def _expect(connection: Connection, upload_id: UploadId, states: Sequence[State], epoch: int | None) -> Any:
+def expect(
+    connection: Connection,
+    upload_id: UploadId,
+    states: Sequence[State],
+    epoch: int | None,
+    *,
+    suspect: bool | None = None,
+) -> Any:
     """The upload as it is; says in a Conflict in which way it is not as expected."""
     row = upload_row(connection, upload_id)
     if row is None:
@@ -255,6 +271,8 @@ def _expect(connection: Connection, upload_id: UploadId, states: Sequence[State]
         raise Conflict(f"the upload is {row.state}")
     if epoch is not None and row.epoch != epoch:
         raise Conflict("another lease was given meanwhile")
+    if suspect is not None and row.suspect != suspect:
+        raise Conflict("the upload is not suspect" if suspect else "the upload is to be checked first")
     return row
 
 
@@ -263,7 +281,7 @@ def publish(
 ) -> Upload:
     row = _PUBLISH.first(connection, {"upload_id": upload_id, "of_epoch": epoch, "now": now})
     if row is None:
-        row = _expect(connection, upload_id, (State.FINISHING, State.READY), None)
+        row = expect(connection, upload_id, (State.FINISHING, State.READY), None, suspect=False)
         if row.state != State.READY:
             raise Conflict("another lease was given meanwhile")
         return load_uploads(connection, [row])[0]
@@ -275,7 +293,7 @@ def publish(
 
 
 def _drop_content(connection: Connection, upload_id: UploadId) -> None:
-    _DROP_PARTS.run(connection, {"upload_id": upload_id})
+    DROP_PARTS.run(connection, {"upload_id": upload_id})
     _DROP_BLOCKS.run(connection, {"upload_id": upload_id})
 
 
@@ -304,7 +322,7 @@ def end_upload(
     }
     row = connection.execute(statement, bound).one_or_none()
     if row is None:
-        _expect(connection, upload_id, expected or tuple(state for state in State if state.live), epoch)
+        expect(connection, upload_id, expected or tuple(state for state in State if state.live), epoch)
         raise Conflict("the upload is not expired, or is in use")
     _drop_content(connection, upload_id)
     if ending.free_link:

@@ -209,6 +209,13 @@ def decide_final(partials: Sequence[Upload | None], terms: LinkTerms, policy: Po
 # --- append ---------------------------------------------------------------------------------
 
 
+def refuse_suspect(upload: Upload) -> None:
+    """Raises Refusal: locked, while nobody knows what a crash of the machine left of the upload."""
+    if upload.suspect:
+        detail = "the upload is being checked after a crash of the machine; ask again"
+        raise refuse("locked", detail, retry_after=1, close=True)
+
+
 def decide_append(intent: Append, upload: Upload, policy: Policy, now: float) -> Intake | None:
     """How the body is taken; None if the upload is complete and the empty body asks for nothing.
 

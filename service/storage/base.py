@@ -128,6 +128,27 @@ class StoredFile(Protocol):
         ...
 
 
+class Salvage(Protocol):
+    """What storage can do from which a crash of the machine may take bytes that it held."""
+
+    async def __call__(self, upload_id: UploadId, ledger: Sequence[Part], *, fence: Fence) -> tuple[Part, ...]:
+        """The upload can be appended to, whatever came of it before the crash; a file that it made is no more.
+
+        Only for an upload that no record calls complete, and by whoever has its lease.
+
+        Args:
+            fence: called before such a file is touched.
+
+        Returns:
+            The ledger of what is held of it from byte 0 on without a gap, which may be less. That
+            these are the right bytes is for the caller to check.
+
+        Raises:
+            StorageStale: permanent; the fence said so, or somebody newer came between.
+        """
+        ...
+
+
 class Storage(Protocol):
     """Holds bytes. See the module for the contract."""
 
@@ -211,6 +232,14 @@ class Storage(Protocol):
             StorageShort: permanent; neither the parts nor the finished file are whole.
             StorageStale: permanent; the ledger is empty, and there is a file with bytes: its own
                 ledger went when it was published.
+        """
+        ...
+
+    async def sync(self, ledger: Sequence[Part]) -> None:
+        """The ledger's bytes are as durable as a finished file: for an upload that is complete without one, a partial.
+
+        Raises:
+            StorageShort: permanent; they are not there.
         """
         ...
 

@@ -177,6 +177,11 @@ class MeteredStorage:
         with self._meter.call("complete"):
             return await self._inner.complete(upload_id, ledger, epoch=epoch)
 
+    async def sync(self, ledger: Sequence[Part]) -> None:
+        """See Storage."""
+        with self._meter.call("sync"):
+            await self._inner.sync(ledger)
+
     async def discard(self, upload_id: str, *, finished: bool = False) -> None:
         """See Storage."""
         with self._meter.call("discard"):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import structlog
 
 from service import __version__
+from service.crashes import may_lose_bytes
 from service.runtime import Claim, running
 from service.settings import Settings
 from service.workers.ending import FORCED_SECONDS, Start, end_by, on_signals
@@ -37,7 +38,8 @@ async def serve(settings: Settings, *, beside: bool, ready: Callable[[Claim], No
             log.info("service_started", version=__version__, listen=str(service.public), ops=str(service.operations))
             ready(service.claim)
             await start.stopped.wait()
-            end_by(settings.grace + FORCED_SECONDS)
+            # what the next boot is spared is synced at the end
+            end_by(settings.grace + FORCED_SECONDS * (1 + may_lose_bytes(settings)))
             await service.stop(succeeded=await asyncio.to_thread(service.claim.directory.others))
     except asyncio.CancelledError:
         if not start.cancelled():

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from service.metadata.base import MetadataStore
+from tests.contract.metadata_crashes import CrashContract
 from tests.contract.metadata_leases import LeaseContract
 from tests.contract.metadata_model import WalkContract
 from tests.contract.metadata_upkeep import UpkeepContract
@@ -19,7 +20,7 @@ from tests.contract.metadata_uploads import UploadContract
 MakeStore = Callable[[], Awaitable[MetadataStore]]
 
 
-class MetadataContract(UploadContract, LeaseContract, UpkeepContract, WalkContract):
+class MetadataContract(UploadContract, LeaseContract, UpkeepContract, CrashContract, WalkContract):
     """Every sentence of `service.metadata.base`."""
 
     @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial as bound
 from typing import Any
 
@@ -209,3 +210,43 @@ class UpkeepContract:
         await store.delete_file(deleted.file_id, now=NOW)
         await ended(store, State.EXPIRED, NOW)
         assert await store.totals() == Totals(uploads_open=2, files=1, stored_bytes=7 + 3 * 1000)
+
+    async def test_e1_a_duty_is_one_owners_for_its_term(self, store: MetadataStore, other: MetadataStore) -> None:
+        """E1: until the term is over the owner alone can take a duty again; then the first who asks has it."""
+        assert await store.take_duty("sweeps", "one", now=NOW, until=NOW + 10)
+        assert not await other.take_duty("sweeps", "two", now=NOW + 9, until=NOW + 19)
+        assert await store.take_duty("sweeps", "one", now=NOW + 9, until=NOW + 19)
+        assert not await other.take_duty("sweeps", "two", now=NOW + 18, until=NOW + 28)
+        assert await other.take_duty("sweeps", "two", now=NOW + 19, until=NOW + 29)
+        assert not await store.take_duty("sweeps", "one", now=NOW + 19, until=NOW + 29)
+
+    async def test_e1_of_many_who_ask_at_once_one_has_the_duty(
+        self, store: MetadataStore, other: MetadataStore
+    ) -> None:
+        """E1: two stores and ten owners take a free duty at the same moment: one has it."""
+        took = await asyncio.gather(
+            *(each.take_duty("sweeps", f"{number}", now=NOW, until=NOW + 10)
+              for number, each in enumerate((store, other) * 5))
+        )  # fmt: skip
+        assert took.count(True) == 1
+
+    async def test_duties_are_apart(self, store: MetadataStore, other: MetadataStore) -> None:
+        """Who has one duty has no other by that."""
+        assert await store.take_duty("sweeps", "one", now=NOW, until=NOW + 10)
+        assert await other.take_duty("orphans", "two", now=NOW, until=NOW + 10)
+
+    async def test_a_duty_given_back_is_free(self, store: MetadataStore, other: MetadataStore) -> None:
+        """Its owner's giving back frees it before its term; anybody else's does nothing, now or later."""
+        await store.take_duty("sweeps", "one", now=NOW, until=NOW + 10)
+        await other.give_back_duty("sweeps", "two")
+        assert not await other.take_duty("sweeps", "two", now=NOW, until=NOW + 10)
+        await store.give_back_duty("sweeps", "one")
+        assert await other.take_duty("sweeps", "two", now=NOW, until=NOW + 10)
+        await store.give_back_duty("sweeps", "one")
+        assert not await store.take_duty("sweeps", "one", now=NOW, until=NOW + 10)
+
+    async def test_no_duty_outlives_its_processes(self, store: MetadataStore) -> None:
+        """After drop_leases every duty is free."""
+        await store.take_duty("sweeps", "one", now=NOW, until=NOW + 10)
+        await store.drop_leases()
+        assert await store.take_duty("sweeps", "two", now=NOW, until=NOW + 10)

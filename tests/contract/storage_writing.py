@@ -71,6 +71,18 @@ class StorageWriting(StorageHooks):
 
         assert await content(after, stored) == b"abcdef"
 
+    async def test_a_ledger_that_is_synced_reads_and_goes_on_as_before(self, storage: Storage) -> None:
+        """A sync changes no byte, and stands in the way of no append."""
+        upload_id = new_upload_id()
+        await storage.sync(())
+        ledger = await appended(storage, upload_id, (), b"abc")
+        await storage.sync(ledger)
+        assert await unfinished(storage, ledger) == b"abc"
+        ledger = await appended(storage, upload_id, ledger, b"def", epoch=2)
+        await storage.sync(ledger)
+
+        assert await unfinished(storage, ledger) == b"abcdef"
+
     async def test_uncommitted_bytes_of_a_first_request_are_replaced(self, storage: Storage) -> None:
         """An upload that never committed a byte begins anew."""
         upload_id = new_upload_id()

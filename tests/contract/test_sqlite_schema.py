@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sqlite3
 import sys
 from contextlib import closing
@@ -15,7 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, NullPool, create_engine
 
-from service.metadata import leases, reads, schema, writes
+from service.metadata import crashes, leases, reads, schema, writes
 from service.metadata.base import MetadataError, MetadataUnavailable, SchemaMismatch
 from service.metadata.migrate import migrate
 from service.metadata.sql import SqlMetadata
@@ -100,9 +101,11 @@ def test_migrations_make_the_schema(url: str) -> None:
 
 
 def ddl(connection: Connection) -> dict[str, set[str]]:
-    """By name, the lines of each CREATE in no order, with the blanks evened out."""
+    """By name, what each CREATE lists in no order, with the blanks evened out: an added column is on the last line."""
     rows = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
-    return {name: {" ".join(line.rstrip(", ").split()) for line in text.splitlines()} for name, text in rows}
+    return {
+        name: {" ".join(each.strip(" )").split()) for each in re.split(r"[,\n]", text)} - {""} for name, text in rows
+    }
 
 
 def test_revision_is_the_newest(url: str) -> None:
@@ -132,9 +135,17 @@ async def test_each_database_has_an_identity_of_its_own(url: str, tmp_path: Path
 
 
 async def test_a_database_of_the_first_version_gets_an_identity(url: str) -> None:
-    """One that was made before databases had any is given it by the migration, and keeps its rows."""
+    """One that was made before databases had any is given it by the migrations, and keeps its rows."""
     with closing(sqlite3.connect(path_of(url))) as connection:
-        connection.execute("DROP TABLE identity")
+        for statement in (
+            "DROP TABLE identity",
+            "DROP TABLE duties",
+            "DROP TABLE run",
+            "DROP INDEX uploads_suspect",
+            "ALTER TABLE uploads DROP COLUMN suspect",
+            "ALTER TABLE uploads DROP COLUMN tail",
+        ):
+            connection.execute(statement)
         connection.execute("UPDATE alembic_version SET version_num = '0001'")
         connection.execute("INSERT INTO links VALUES ('backend', 'kept', 0, '[]', 0, 0, 1)")
         connection.commit()
@@ -180,6 +191,7 @@ def janitor(connection: Connection) -> None:
     reads.promised_bytes(connection)
     reads.totals(connection)
     reads.pending_finals(connection, UploadId("u_x"))
+    crashes.suspect_uploads(connection, 10)
     reads.uploads_named(connection, ["u_" + "a" * 13, "u_" + "b" * 26])
     writes.purge(connection, NOW, NOW, 10)
     leases.renew(connection, "node", NOW)

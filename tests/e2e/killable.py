@@ -38,8 +38,8 @@ from service import cli
 from service.metadata.sql import SqlMetadata
 from service.storage.s3.calls import Calls
 
-#: renewals, questions to a holder, the sweep's purge, the probe: made when their time has come
-_BY_CLOCK: Final = frozenset({"renew", "ask", "purge", "_touch"})
+#: renewals, questions to a holder, duties, the sweep's purge, the probe: made when their time has come
+_BY_CLOCK: Final = frozenset({"renew", "ask", "take", "give_back", "purge", "_touch"})
 
 
 class Points:

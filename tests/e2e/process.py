@@ -60,12 +60,12 @@ class ServiceProcess:
 
     def __init__(self, directory: Path, *arguments: str, **settings: str) -> None:
         self.directory = directory
-        self.arguments = arguments
         self.data = directory / "data"
         self.log_path = directory / "service.log"
         self.port = free_port()
         self.ops_port = free_port()
         self.settings = settings
+        self.command = [sys.executable, "-m", "service", "serve", *arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -85,10 +85,6 @@ class ServiceProcess:
     def pid(self) -> int:
         assert self._process is not None, "not started"
         return self._process.pid
-
-    @property
-    def command(self) -> list[str]:
-        return [sys.executable, "-m", "service", "serve", *self.arguments]
 
     @property
     def environment(self) -> dict[str, str]:

@@ -21,6 +21,8 @@ from tests.e2e.process import ROOT, START_LIMIT, ServiceProcess
 #: far more than anything here takes, on a machine that does other things as well
 PATIENCE = 60.0
 TUS = {"Tus-Resumable": "1.0.0"}
+#: a service whose supervisor waits three seconds for a sign of life
+IMPATIENT = "import service.workers.supervisor as s; s._STUCK_BEATS = 3; from service.cli import main; main()"
 OCTETS = "application/offset+octet-stream"
 IN_FLIGHT = 'attachd_transfers_in_flight{direction="in"}'
 
@@ -172,22 +174,14 @@ def test_a_worker_that_is_told_to_end_is_replaced(service: ServiceProcess) -> No
 
 def test_a_stuck_worker_is_replaced(tmp_path: Path) -> None:
     """One that gives no sign of life is killed, since new connections still go to it."""
-    with Impatient(tmp_path, ATTACHD_WORKERS="2") as service:
+    service = ServiceProcess(tmp_path, ATTACHD_WORKERS="2")
+    service.command = [sys.executable, "-c", IMPATIENT, "serve"]
+    with service:
         stopped = service.workers()[1]
         os.kill(stopped, signal.SIGSTOP)
         until(lambda: service.workers().get(1) not in (None, stopped))
         until(lambda: service.metrics()["attachd_workers"] == 2)
     assert "worker_stuck" in service.log_path.read_text()
-
-
-class Impatient(ServiceProcess):
-    """A service whose supervisor waits three seconds for a sign of life."""
-
-    code = "import service.workers.supervisor as s; s._STUCK_BEATS = 3; from service.cli import main; main()"
-
-    @property
-    def command(self) -> list[str]:
-        return [sys.executable, "-c", self.code, "serve"]
 
 
 def test_workers_end_with_their_supervisor(service: ServiceProcess) -> None:

@@ -172,6 +172,23 @@ def test_o7_blocks_hashed_after_a_restart_equal_those_hashed_in_one_go() -> None
     assert [*hasher.take_finished(), last] == blocks_of(data, 16, strong=True)[3:]
 
 
+@pytest.mark.parametrize("first_block", [0, 3])
+@pytest.mark.parametrize("strong", [False, True])
+def test_a_tail_is_the_digest_of_the_unfinished_block(first_block: int, strong: bool) -> None:
+    """It is told just where the run ends, within a block, and disturbs nothing; elsewhere there is none."""
+    hasher = hashing.BlockHasher(8, strong=strong, first_block=first_block)
+    start = 8 * first_block
+    assert hasher.tail(start) is None
+    hasher.update(memoryview(b"abcdefghij"))
+    assert hasher.tail(start + 10) == xxhash.xxh3_128_digest(b"ij")
+    assert [hasher.tail(start + at) for at in (0, 2, 8, 9, 11)] == [None] * 5
+    hasher.update(memoryview(b"klmnop"))
+    assert hasher.tail(start + 16) is None
+    assert [block.xxh128 for block in hasher.take_finished()] == [
+        xxhash.xxh3_128_digest(piece) for piece in (b"abcdefgh", b"ijklmnop")
+    ]
+
+
 def test_a_hasher_refuses_blocks_without_bytes() -> None:
     """A block size of zero is an error at once, not an endless loop."""
     with pytest.raises(ValueError, match="at least one byte"):

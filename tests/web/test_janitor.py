@@ -212,7 +212,7 @@ async def test_what_is_behind_a_page_of_failures_is_reached(
 @contextlib.asynccontextmanager
 async def sweeping(here: Site) -> AsyncIterator[None]:
     """The sweeper comes again and again inside."""
-    running = asyncio.ensure_future(here.service.janitor.run(0.005))
+    running = asyncio.ensure_future(here.service.janitor.run(0.005, here.service.duties))
     try:
         yield
     finally:

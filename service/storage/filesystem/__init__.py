@@ -21,6 +21,8 @@ Mechanism
 Guarantees
     Durability `complete`: data, then the rename, then both directories are synced before
     `complete` returns. `always`: also before each receipt. `none`: left to the kernel.
+    Under `complete` a crash of the machine may therefore shorten or empty the segments of
+    unfinished uploads, or take them away: `salvage` tells what is left to be checked.
     A crash at any system call leaves something that the same call, made again, turns into the
     same result. A directory that vanished (an unmounted disk) is worth a retry and never read as
     lost bytes.
@@ -34,5 +36,6 @@ Rights needed
 """
 
 from service.storage.filesystem.adapter import FilesystemStorage
+from service.storage.filesystem.salvaging import sync_unfinished
 
-__all__ = ["FilesystemStorage"]
+__all__ = ["FilesystemStorage", "sync_unfinished"]

@@ -16,7 +16,7 @@ import aiofiles.tempfile
 
 from service.model import Part, UploadId
 from service.storage.base import Fence, Held, Observer, Receipt, StorageError, StorageUnavailable, Stored
-from service.storage.filesystem import listing, publishing, reading
+from service.storage.filesystem import listing, publishing, reading, salvaging
 from service.storage.filesystem.appender import DiskAppender
 from service.storage.filesystem.layout import Durability, Layout, lock, translated
 from service.storage.threads import Threads
@@ -124,6 +124,20 @@ class FilesystemStorage:
             return await self._publishers.run(
                 lambda: publishing.complete(self._layout, upload_id, ledger, epoch, stop), stop=stop.set
             )
+
+    async def sync(self, ledger: Sequence[Part]) -> None:
+        """See `Storage.sync`. Bytes, then the names of their segments."""
+        if self._layout.durability is not Durability.NONE:
+            with translated("syncing"):
+                await self._publishers.run(lambda: publishing.sync(self._layout, ledger))
+
+    async def salvage(self, upload_id: UploadId, ledger: Sequence[Part], *, fence: Fence) -> tuple[Part, ...]:
+        """See `Salvage`."""
+        with translated("salvaging"):
+            file = await self._helpers.run(lambda: salvaging.look(self._layout, upload_id))
+            if file is not None:
+                await fence()
+            return await self._helpers.run(lambda: salvaging.salvage(self._layout, upload_id, ledger, file))
 
     async def discard(self, upload_id: str, *, finished: bool = False) -> None:
         """See `Storage.discard`. Segments first: without one, nothing becomes a file any more."""

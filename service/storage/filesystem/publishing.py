@@ -140,6 +140,18 @@ def concatenate(
     return Receipt(at, (Part(number=1, start=0, end=at, key=key, epoch=epoch),), drop)
 
 
+def sync(layout: Layout, ledger: Sequence[Part]) -> None:
+    """See `Storage.sync`."""
+    for part in ledger:
+        fd, _ = layout.open_part(part)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    for shard in {layout.segment(part.key).parent for part in ledger}:
+        sync_directory(shard)
+
+
 def remove(layout: Layout, keys: Iterable[str]) -> None:
     """The segments are gone."""
     for key in keys:

@@ -255,6 +255,9 @@ class S3Storage:
         await self._own()
         return await self._completer.complete(upload_id, ledger, epoch=epoch)
 
+    async def sync(self, ledger: Sequence[Part]) -> None:
+        """See `Storage.sync`. The store is as durable as it is from the moment that it took a part."""
+
     async def discard(self, upload_id: str, *, finished: bool = False) -> None:
         """See `Storage.discard`."""
         await self._own()
