@@ -24,6 +24,7 @@ from service.runtime import Service
 from service.runtime import serve as run_service
 from service.setting_types import hide_secrets
 from service.starting import CannotStart, naming
+from service.web.crowd import raise_descriptors
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -40,6 +41,7 @@ def serve(context: click.Context, *, print_link: bool) -> None:
     keep_private(context)
     logs.configure(settings.log_format, settings.log_level)
     suit_large_buffers()
+    raise_descriptors()
 
     def ready(service: Service) -> None:
         if print_link:
