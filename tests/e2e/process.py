@@ -55,6 +55,9 @@ def free_port() -> int:
 class ServiceProcess:
     """`python -m service serve` with data under `directory`; keyword arguments are settings by name."""
 
+    #: has the command `serve`; a test's own may do something to the service first
+    module = "service"
+
     def __init__(self, directory: Path, **settings: str) -> None:
         self.directory = directory
         self.data = directory / "data"
@@ -83,6 +86,11 @@ class ServiceProcess:
         return self._process.pid
 
     @property
+    def command(self) -> list[str]:
+        """What is run."""
+        return [sys.executable, "-m", self.module, "serve"]
+
+    @property
     def environment(self) -> dict[str, str]:
         """What the process sees: nothing of attachd but what this object says."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ATTACHD_")}
@@ -108,7 +116,7 @@ class ServiceProcess:
         self.directory.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "service", "serve"],
+                self.command,
                 cwd=ROOT,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -215,9 +223,21 @@ class ServiceProcess:
             int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal() and _group(entry) == self.pid
         ]
 
+    def rss(self) -> int:
+        """Bytes that the processes of the service hold now, summed."""
+        return sum(_status(pid, "VmRSS:") for pid in self.pids())
+
+    def descriptors(self) -> int:
+        """How many the processes of the service have open."""
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.pids())
+
+    def bytes_read(self) -> int:
+        """From sockets and files, since the start."""
+        return sum(_io(pid, "rchar:") for pid in self.pids())
+
     def rss_peak(self) -> int:
         """Bytes: the most each process of the service ever held, summed."""
-        return sum(_peak(pid) for pid in self.pids())
+        return sum(_status(pid, "VmHWM:") for pid in self.pids())
 
 
 def _group(entry: Path) -> int | None:
@@ -230,8 +250,15 @@ def _group(entry: Path) -> int | None:
     return None if state == "Z" else int(group)
 
 
-def _peak(pid: int) -> int:
+def _status(pid: int, name: str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(name):
             return int(line.split()[1]) * 1024
+    return 0
+
+
+def _io(pid: int, name: str) -> int:
+    for line in Path(f"/proc/{pid}/io").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1])
     return 0
