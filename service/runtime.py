@@ -36,7 +36,7 @@ from service.leases import Leases
 from service.listening import Listener
 from service.lookup import Lookup
 from service.metadata.base import SchemaMismatch
-from service.metadata.sql import BUSY_SECONDS, SqlMetadata
+from service.metadata.sql import BUSY_SECONDS, CHECK_SECONDS, SqlMetadata
 from service.metrics import Metrics
 from service.protocol.intents import Policy
 from service.protocol.tus import discovery
@@ -385,11 +385,16 @@ async def _metadata(settings: Settings, stack: contextlib.AsyncExitStack, *, mig
     """The metadata store, open until the stack is left. Raises MetadataError.
 
     Args:
-        migrates: the default database is made, or brought up to date; nobody else uses it now.
+        migrates: nobody else uses it now: it is looked through for damage, and the default one is made, or
+            brought up to date.
     """
     busy_seconds = _DATABASE_SECONDS if migrates else BUSY_SECONDS
     metadata = await asyncio.to_thread(
-        SqlMetadata, settings.database_url, durability=settings.durability, busy_seconds=busy_seconds
+        SqlMetadata,
+        settings.database_url,
+        durability=settings.durability,
+        busy_seconds=busy_seconds,
+        check_seconds=CHECK_SECONDS if migrates else 0,
     )
     stack.push_async_callback(metadata.close)
     try:

@@ -23,6 +23,7 @@ from service.links import mint_upload, upload_url
 from service.runtime import Claim
 from service.settings import MOST_WORKERS
 from service.starting import CannotStart, naming, processors
+from service.web.crowd import raise_descriptors
 from service.workers import single, supervisor
 from service.workers.nursery import Nursery
 
@@ -49,6 +50,7 @@ def serve(context: click.Context, *, workers: int | None, beside: bool, print_li
     keep_private(context)
     logs.configure(settings.log_format, settings.log_level)
     suit_large_buffers()
+    raise_descriptors()
 
     def ready(claim: Claim) -> None:
         if print_link:

@@ -33,6 +33,10 @@ class MetadataUnavailable(MetadataError):
     """Worth a retry: the database is locked, full or out of reach. Nothing changed."""
 
 
+class MetadataDamaged(MetadataError):
+    """Permanent: the database is broken, or is none; somebody must put a good copy in its place."""
+
+
 class SchemaMismatch(MetadataError):
     """Permanent: the schema is older or newer than this version; says which command helps."""
 

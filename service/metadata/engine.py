@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from functools import partial
 from typing import Any, Final, Literal
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url
 
@@ -40,20 +42,28 @@ def parse_url(text: str) -> URL:
     return url
 
 
-def make_engine(url: URL, *, writes: bool, durability: Durability, busy_seconds: float) -> Engine:
+def make_engine(
+    url: URL, *, writes: bool, durability: Durability, busy_seconds: float, creates: bool = False
+) -> Engine:
     """An engine for one thread that keeps one connection.
+
+    A SQLite file that is not there is made only where the caller `creates` it: where a disk is not
+    mounted, nothing may grow in its place.
 
     Bound values stay out of error texts (`hide_parameters`): file names and tokens' ids are
     among them.
     """
     if url.get_backend_name() != "sqlite":
         return create_engine(url, poolclass=NullPool, hide_parameters=True)
-    engine = create_engine(
-        url,
-        poolclass=NullPool,
-        hide_parameters=True,
-        connect_args={"timeout": busy_seconds, "isolation_level": None, "check_same_thread": False},
+    connect = partial(
+        sqlite3.connect,
+        f"file:{quote(str(url.database))}?mode={'rwc' if creates else 'rw'}",
+        uri=True,
+        timeout=busy_seconds,
+        isolation_level=None,
+        check_same_thread=False,
     )
+    engine = create_engine(url, poolclass=NullPool, hide_parameters=True, creator=connect)
     relaxed, durable = _SYNCHRONOUS[durability]
     begin = "BEGIN IMMEDIATE" if writes else "BEGIN"
 

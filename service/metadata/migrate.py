@@ -32,6 +32,7 @@ def migrate(url: str, *, busy_seconds: float = BUSY_SECONDS) -> None:
 
     Raises:
         MetadataUnavailable: worth a retry.
+        MetadataDamaged: permanent; the database is broken, or the file is none.
         SchemaMismatch: permanent; the schema is of a newer version.
         MetadataError: permanent; such a database cannot work.
     """
@@ -43,7 +44,7 @@ def migrate(url: str, *, busy_seconds: float = BUSY_SECONDS) -> None:
             raise MetadataUnavailable(f"the directory of the database cannot be made: {error}") from error
     config = Config()
     config.set_main_option("script_location", _SCRIPTS)
-    engine = make_engine(target, writes=True, durability="always", busy_seconds=busy_seconds)
+    engine = make_engine(target, writes=True, durability="always", busy_seconds=busy_seconds, creates=True)
     try:
         with engine.begin() as connection:
             config.attributes["connection"] = connection

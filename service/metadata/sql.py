@@ -10,21 +10,21 @@ setting says; that a caller who was cancelled knows whether its change was made.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Final, TypeVar
 
-from sqlalchemy import Connection, Engine, inspect, select, update
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy import URL, Connection, Engine, inspect, select, update
 
-from service.metadata import crashes, duties, leases, reads, writes
+from service.metadata import crashes, damage, duties, leases, reads, writes
 from service.metadata.base import (
     Advance,
     Asked,
     Begun,
     Ending,
     Lease,
-    MetadataError,
     MetadataUnavailable,
     SchemaMismatch,
     Totals,
@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 #: how long a change waits for another process
 BUSY_SECONDS: Final = 10.0
+#: what a start spends on looking for damage: all of a hundred megabytes, some of what is larger
+CHECK_SECONDS: Final = 3.0
 
 
 class SqlMetadata:
@@ -48,12 +50,21 @@ class SqlMetadata:
         durability: `complete`: steps asked to be durable survive a crash of the machine;
             `always`: each change does; `none`: left to the kernel.
         busy_seconds: how long a change waits for another process before MetadataUnavailable.
+        check_seconds: how long `open` looks for damage at most; 0: not at all.
     """
 
-    def __init__(self, url: str, *, durability: Durability, busy_seconds: float = BUSY_SECONDS) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        durability: Durability,
+        busy_seconds: float = BUSY_SECONDS,
+        check_seconds: float = CHECK_SECONDS,
+    ) -> None:
         self._url = parse_url(url)
         self._durability = durability
         self._busy_seconds = busy_seconds
+        self._check_seconds = check_seconds
         self._writer = Worker(partial(self._engine, writes=True), "metadata-writes", writes=True)
         self._reader = Worker(partial(self._engine, writes=False), "metadata-reads", writes=False)
 
@@ -74,11 +85,12 @@ class SqlMetadata:
         self._reader.start()
         try:
             await self._read(_check_schema)
+            if self._check_seconds:
+                await self._read(partial(damage.check, seconds=self._check_seconds))
         except MetadataUnavailable as error:
             await self.close()
-            if isinstance(error.__cause__, DBAPIError) and not isinstance(error.__cause__, OperationalError):
-                # Not locked or out of reach, but not a database, or a broken one.
-                raise MetadataError(f"{self._url.database} is not a usable database: {error.__cause__.orig}") from error
+            if self._url.get_backend_name() == "sqlite" and await asyncio.to_thread(_missing, self._url):
+                raise SchemaMismatch("there is no database yet; `attachd migrate` makes it") from error
             raise
         except BaseException:
             await self.close()
@@ -251,6 +263,12 @@ class SqlMetadata:
 
     async def events(self, *, after: int = 0, limit: int = 100) -> tuple[tuple[int, Event], ...]:
         return await self._read(partial(reads.outbox, after=after, limit=limit))
+
+
+def _missing(url: URL) -> bool:
+    """Whether there is a directory for the SQLite file, and no file."""
+    path = Path(str(url.database))
+    return path.parent.is_dir() and not path.exists()
 
 
 def _check_schema(connection: Connection) -> None:

@@ -11,6 +11,8 @@ steps share one commit.
 3. The driver fails inside a work: the whole transaction may be gone (SQLite ends it when the disk
    is full), so the group is taken back and each work is run again alone.
 4. The commit fails: all fail, nobody was told anything yet.
+5. Another process holds the database for longer than is waited for: the group fails, and with it
+   whatever came meanwhile, which has waited for the same and would only wait again.
 
 A caller that is cancelled drops the answer only. Work that was not begun is then left out; work
 that was begun is committed or not like any other.
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sqlite3
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,11 +31,12 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from service.metadata.base import Conflict, MetadataError, MetadataUnavailable
+from service.metadata.base import Conflict, MetadataDamaged, MetadataError, MetadataUnavailable
 
 T = TypeVar("T")
 
 _GROUP: Final = 64
+_DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +61,27 @@ class _WorkBroke(Exception):
     """The driver failed inside a work, before the commit; the transaction is gone."""
 
 
-def unavailable(error: BaseException) -> MetadataUnavailable:
+def unavailable(error: BaseException) -> MetadataError:
     """What a driver's error is to a caller, who gets it as the cause."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
+    cause = _driver_error(error)
+    if _code(cause) in _DAMAGED:
+        return damaged(str(cause))
     return MetadataUnavailable(f"the metadata store cannot be used now: {cause}")
+
+
+def damaged(how: str) -> MetadataDamaged:
+    """What SQLite said of it, and what to do."""
+    return MetadataDamaged(f"the database is damaged ({how}); put a good copy in its place")
+
+
+def _driver_error(error: BaseException | None) -> BaseException | None:
+    return error.orig if isinstance(error, DBAPIError) else error
+
+
+def _code(error: BaseException | None) -> int | None:
+    """SQLite's primary result code; None if it is an error of something else."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
 
 
 class Worker:
@@ -106,8 +127,14 @@ class Worker:
         while running:
             jobs, running = self._take()
             jobs = [job for job in jobs if not job.future.cancelled()]
-            if jobs:
-                self._tell(_settle, self._run_group(jobs))
+            if not jobs:
+                continue
+            outcomes = self._run_group(jobs)
+            cause = outcomes[-1].error.__cause__ if outcomes[-1].error is not None else None
+            if running and _code(_driver_error(cause)) == sqlite3.SQLITE_BUSY:
+                late, running = self._take_late()
+                outcomes += self._failed(late, cause)
+            self._tell(_settle, outcomes)
         self._drop_connection()
         self._tell(self._stopped.set)
 
@@ -121,6 +148,16 @@ class Worker:
                 return jobs, True
             job = self._queue.get_nowait()
         return jobs, False
+
+    def _take_late(self) -> tuple[list[_Job], bool]:
+        """What has come since, if anything; and whether to go on after it."""
+        jobs: list[_Job] = []
+        while not self._queue.empty():
+            job = self._queue.get_nowait()
+            if job is None:
+                return jobs, False
+            jobs.append(job)
+        return jobs, True
 
     def _run_group(self, jobs: list[_Job]) -> list[_Outcome]:
         try:

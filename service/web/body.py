@@ -28,7 +28,7 @@ from service.metrics import Metrics, TransferOutcome
 from service.protocol.intents import Ending, Framing
 from service.protocol.problems import refuse
 from service.web.buffers import BUFFER_BYTES, BufferPool
-from service.web.connection import drain, saved_of, trailer_of
+from service.web.connection import broken, drain, saved_of, trailer_of
 from service.web.pace import Pace, PaceRules
 
 log = structlog.get_logger(__name__)
@@ -181,7 +181,7 @@ class StreamBody:
                     if self._filling is None:
                         await self._take_buffer(len(chunk))
                     chunk = chunk[self._copy(chunk) :]
-            self._end(Ending.WHOLE)
+            self._end(Ending.CUT if broken(self._request) else Ending.WHOLE)
         except asyncio.CancelledError:
             self._rescue(chunk)
         except Exception as error:  # noqa: BLE001 - aiohttp has many names for a body that broke off (A-08)
@@ -246,7 +246,7 @@ class StreamBody:
         late = saved_of(self._request) + drain(content)
         self.received += len(late)
         self._rest = bytes(chunk) + late
-        whole = content.is_eof() and self._stopped is not Ending.CUT
+        whole = content.is_eof() and not broken(self._request) and self._stopped is not Ending.CUT
         self._end(Ending.WHOLE if whole else self._stopped or Ending.CUT)
 
     def _end(self, ending: Ending) -> None:

@@ -6,8 +6,9 @@ bounded as a whole and in time (aiohttp bounds its fields one by one), and pipel
 nothing before their turn. It is also the place for whatever aiohttp has no API for: the trailer
 section of a chunked body, which aiohttp parses and drops (A-01); not reading the rest of a refused
 body, which aiohttp would do as fast as it comes (A-12, lesson A3); the bytes that aiohttp has
-buffered and throws away when the peer vanishes (A-09); and the answer to a client that has
-finished sending and says so (A-08).
+buffered and throws away when the peer vanishes (A-09); the answer to a client that has finished
+sending and says so (A-08), be it in the middle of a body; and an end for a client that never reads
+its answer, for which aiohttp, and a transport that is closed, would wait for ever.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from typing import Final, cast
 
 from aiohttp import StreamReader, web
 
+from service.web.crowd import Crowd, everybody
 from service.web.trailers import Tail
+from service.web.unsent import unsent
 
 #: bytes of a request's head as a whole: a field and a request line of 64 KiB each fit (A-04, T-0CE)
 HEAD_BYTES: Final = 256 * 1024
 #: from the first byte of a head, or from the start of the connection, until a handler begins
 HEAD_SECONDS: Final = 30.0
+#: how long an answer may lie there of which the client takes nothing; downloads see to that themselves
+ANSWER_SECONDS: Final = 30.0
 #: what is still read of a refused body: a small one ends, so that its connection closes at once
 REFUSED_BYTES: Final = 128 * 1024
 #: bytes that wait for their turn before the socket pauses; a small body behind its head never does
@@ -50,9 +55,12 @@ class _Turn(Enum):
 class Connection(asyncio.Protocol):
     """Stands before an aiohttp connection handler made by the public `AppRunner.server`."""
 
-    def __init__(self, inner: asyncio.Protocol, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, inner: asyncio.Protocol, now: Callable[[], float] = time.monotonic, crowd: Crowd | None = None
+    ) -> None:
         self._inner = inner
         self._now = now
+        self._crowd = everybody() if crowd is None else crowd
         self._transport: asyncio.Transport | None = None
         self._turn = _Turn.HEAD
         #: of the head that is coming
@@ -60,6 +68,10 @@ class Connection(asyncio.Protocol):
         self._head_seam = b""
         #: since when a request has been due, None while none is; looked at by the one timer
         self._due_since: float | None = None
+        #: whether a handler has begun and has no answer yet
+        self._handling = False
+        #: bytes of answers that had not left when that number last got smaller, and when that was
+        self._untaken: tuple[int, float] | None = None
         self._timer: asyncio.TimerHandle | None = None
         #: of the request that is handled: its body, and how many bytes of it are to come, None if chunked
         self._content: StreamReader | None = None
@@ -72,6 +84,8 @@ class Connection(asyncio.Protocol):
         #: what of the body aiohttp had buffered when the peer went away
         self._saved = b""
         self._half_closed = False
+        #: whether the peer ended its side in the middle of a body
+        self._broken = False
         #: bytes of a refused body that are still passed on
         self._left: int | None = None
 
@@ -82,8 +96,10 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._inner.connection_made(transport)
         self._expect_head()
+        self._crowd.enter(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._crowd.leave(self)
         if self._timer is not None:
             self._timer.cancel()
         if self._turn is _Turn.WAIT and self._held:
@@ -100,14 +116,13 @@ class Connection(asyncio.Protocol):
         self._inner.resume_writing()
 
     def eof_received(self) -> bool | None:
-        """A client that has sent its request whole may still hear the answer; any other is gone (A-08)."""
+        """A client that has sent a request's head may still hear the answer; any other is gone (A-08)."""
         self._half_closed = True
-        if self._turn is _Turn.BODY and self._content is not None and self._content.is_eof():
-            self._turn = _Turn.WHOLE
-        if self._turn in (_Turn.WAIT, _Turn.WHOLE):
-            return True
-        self._save()
-        return self._inner.eof_received()
+        if self._turn is _Turn.HEAD:
+            return self._inner.eof_received()
+        if self._turn is _Turn.BODY:
+            self._break_off()
+        return True
 
     def data_received(self, data: bytes) -> None:
         if self._left is not None and not self._take_refused(len(data)):
@@ -124,6 +139,15 @@ class Connection(asyncio.Protocol):
         """Whether the peer sends nothing more."""
         return self._half_closed
 
+    @property
+    def broken(self) -> bool:
+        """Whether it stopped in the middle of the body that is handled."""
+        return self._broken
+
+    def drop(self) -> None:
+        """See `crowd.Member`."""
+        self._abort()
+
     # --- one request at a time --------------------------------------------------------------
 
     def begin(self, request: web.BaseRequest) -> None:
@@ -133,17 +157,28 @@ class Connection(asyncio.Protocol):
         self._body_idle_bytes = 0
         self._tail = Tail()
         self._due_since = None
+        self._handling, self._untaken = True, None
         self._turn = _Turn.WHOLE if self._content.is_eof() else _Turn.BODY
         if self._turn is _Turn.BODY and self._held:
             self._take_body(self._take_held())
         if self._turn is _Turn.BODY:
             self._resume()
-            if self._half_closed and self._transport is not None:
-                self._save()
-                self._transport.close()
+            if self._half_closed:
+                self._break_off()
+
+    def _break_off(self) -> None:
+        """No more of the body comes, and the client waits for what is said of that."""
+        # aiohttp may have put off some of what came, and takes no bytes behind an end
+        self._save()
+        if self._content is not None and not self._content.is_eof():
+            self._broken = True
+            self._content.feed_eof()
+        self._turn = _Turn.WHOLE
 
     def end(self) -> bool:
         """The handler has its answer. Whether another request may come on this connection."""
+        self._handling = False
+        self._watch(ANSWER_SECONDS)
         if self._content is None or not self._content.is_eof():
             return False
         self._content, self._saved = None, b""
@@ -151,6 +186,7 @@ class Connection(asyncio.Protocol):
             # bytes of a next request went along with the chunked body: where it begins is not known
             return False
         self._turn, self._head_bytes, self._head_seam = _Turn.HEAD, 0, b""
+        self._crowd.wait(self)
         if self._held:
             self._take_head(self._take_held())
         if self._turn is _Turn.HEAD:
@@ -175,7 +211,10 @@ class Connection(asyncio.Protocol):
         self._expect_head()
         if at >= 0:
             self._turn = _Turn.WAIT
+            self._crowd.work(self)
             self._hold(data[end:])
+        else:
+            self._crowd.begin_head(self, self._head_bytes)
         self._inner.data_received(data[:end])
 
     def _take_body(self, data: bytes) -> None:
@@ -229,24 +268,43 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # --- a deadline for heads ---------------------------------------------------------------
+    # --- a deadline for heads, and one for answers ------------------------------------------
 
     def _expect_head(self) -> None:
         if self._due_since is None:
             self._due_since = self._now()
-            if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(HEAD_SECONDS, self.look)
+            self._watch(HEAD_SECONDS)
+
+    def _watch(self, seconds: float) -> None:
+        if self._timer is None and self._transport is not None:
+            self._timer = asyncio.get_running_loop().call_later(seconds, self.look)
 
     def look(self) -> None:
-        """Ends the connection if no handler has begun a request in time; idling after an answer is aiohttp's."""
+        """Ends the connection if no handler has begun a request in time, or its client does not take an answer.
+
+        Idling after an answer is aiohttp's.
+        """
         self._timer = None
-        if self._due_since is None:
+        now = self._now()
+        head_left = None if self._due_since is None else self._due_since + HEAD_SECONDS - now
+        answer_left = self._answer_left(now)
+        left = [seconds for seconds in (head_left, answer_left) if seconds is not None]
+        if not left:
             return
-        left = self._due_since + HEAD_SECONDS - self._now()
-        if left > 0:
-            self._timer = asyncio.get_running_loop().call_later(left, self.look)
+        if min(left) > 0:
+            self._watch(min(left))
         else:
             self._abort()
+
+    def _answer_left(self, now: float) -> float | None:
+        """For how long the client may still take nothing; None: it has taken everything, or a handler sends."""
+        size = 0 if self._handling or self._transport is None else unsent(self._transport)
+        if not size:
+            self._untaken = None
+            return None
+        if self._untaken is None or size < self._untaken[0]:
+            self._untaken = size, now
+        return self._untaken[1] + ANSWER_SECONDS - now
 
     # --- what aiohttp has no API for --------------------------------------------------------
 
@@ -342,6 +400,12 @@ def drain(content: StreamReader) -> bytes:
         while piece := content.read_nowait(-1):
             pieces.append(piece)
     return b"".join(pieces)
+
+
+def broken(request: web.Request) -> bool:
+    """Whether the client ended its side of the connection in the middle of the request's body."""
+    connection = request.get(_CONNECTION)
+    return connection is not None and connection.broken
 
 
 def half_closed(request: web.Request) -> bool:

@@ -17,7 +17,7 @@ from service.protocol.problems import Problem, Refusal
 from service.receiving import storage_problem
 from service.storage.base import StorageError, StorageShort
 from service.web.access import CLIENT_GONE, access_of, gone
-from service.web.connection import refuse_rest
+from service.web.connection import broken, refuse_rest
 from service.web.context import CONTEXT
 from service.web.cors import Cors
 from service.web.replies import REQUEST_ID, respond_problem
@@ -74,7 +74,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
 
 def _tell(request: web.Request, status: int, seconds: float) -> None:
     context, access, route = request.app[CONTEXT], access_of(request), _route(request)
-    if access.outcome is None and gone(request):
+    if access.outcome is None and (gone(request) or broken(request)):
         access.outcome = "client_abort"
     if access.outcome == "client_abort":
         # what it would have been told, nobody was

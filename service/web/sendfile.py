@@ -21,11 +21,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
 import socket
-import struct
-import termios
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -36,6 +33,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from service.storage.base import StorageError, StorageShort
+from service.web.unsent import queued
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -140,7 +138,7 @@ async def _by_kernel(
                 break
             _still_there(request)
             if count < ROUND:
-                await _moving(_writable(loop, target), lambda: _queued(target), body.idle_seconds)
+                await _moving(_writable(loop, target), lambda: queued(target), body.idle_seconds)
 
 
 async def _in_pieces(request: web.Request, response: web.StreamResponse, body: Body) -> None:
@@ -244,16 +242,7 @@ def _writable(loop: asyncio.AbstractEventLoop, target: socket.socket) -> asyncio
     return future
 
 
-def _queued(target: socket.socket) -> int:
-    """Bytes in the socket that the client's end has not acknowledged; 0 where the system does not say."""
-    try:
-        count: tuple[int] = struct.unpack("i", fcntl.ioctl(target, termios.TIOCOUTQ, bytes(4)))
-    except OSError:
-        return 0
-    return count[0]
-
-
-async def _moving(waited: Awaitable[object], queued: Callable[[], int], idle_seconds: float) -> None:
+async def _moving(waited: Awaitable[object], waiting: Callable[[], int], idle_seconds: float) -> None:
     """Waits as long as the queue in front of it gets shorter: slow is fine, silent is not (lesson G1).
 
     Raises:
@@ -261,9 +250,9 @@ async def _moving(waited: Awaitable[object], queued: Callable[[], int], idle_sec
     """
     future = asyncio.ensure_future(waited)
     try:
-        before = queued()
+        before = waiting()
         while not (await asyncio.wait([future], timeout=idle_seconds))[0]:
-            if (now := queued()) >= before:
+            if (now := waiting()) >= before:
                 raise TimeoutError
             before = now
         future.result()

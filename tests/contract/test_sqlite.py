@@ -258,6 +258,21 @@ async def test_full_disk_keeps_what_was_acknowledged(store: SqlMetadata) -> None
     await created(store)
 
 
+async def test_who_waits_for_a_lock_waits_once(url: str) -> None:
+    """What comes while a change waits for another process fails with it; the next is tried again."""
+    async with opened(url, busy_seconds=0.2) as store:
+        with locked(url):
+            first = asyncio.ensure_future(created(store))
+            while store._writer._connection is None or not store._writer._queue.empty():
+                await asyncio.sleep(0)
+            others = [asyncio.ensure_future(created(store)) for _ in range(200)]
+            await asyncio.wait({first})
+            assert all(other.done() for other in others)
+            for each in (first, *others):
+                assert isinstance(each.exception(), MetadataUnavailable)
+        await created(store)
+
+
 async def test_locked_database_is_unavailable(url: str) -> None:
     """While another process writes for longer than the time-out, writes are unavailable; reads are not."""
     async with opened(url, busy_seconds=0.05) as store:

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, NullPool, create_engine
+from sqlalchemy import URL, Connection, NullPool, create_engine
 
 from service.metadata import crashes, leases, reads, schema, writes
-from service.metadata.base import MetadataError, MetadataUnavailable, SchemaMismatch
+from service.metadata.base import MetadataDamaged, MetadataError, MetadataUnavailable, SchemaMismatch
 from service.metadata.migrate import migrate
 from service.metadata.sql import SqlMetadata
 from service.model import UploadId
@@ -62,12 +62,30 @@ async def test_other_schema_is_refused(url: str, version: str | None, says: str)
 
 
 async def test_broken_database_is_named(tmp_path: Path) -> None:
-    """A file that is no database is a permanent error that names the file."""
+    """A file that is no database is a permanent error that says so."""
     path = tmp_path / "broken.db"
     path.write_bytes(b"not a database" * 1000)
     refused = await refusal(f"sqlite:///{path}")
-    assert not isinstance(refused, (MetadataUnavailable, SchemaMismatch))
-    assert "broken.db is not a usable database" in str(refused)
+    assert isinstance(refused, MetadataDamaged)
+    assert "file is not a database" in str(refused)
+
+
+async def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    """Only a migration makes one: an empty file in the place of a disk that is not mounted would be taken for it."""
+    url = f"sqlite:///{tmp_path}/metadata.db"
+    refused = await refusal(url)
+    assert isinstance(refused, SchemaMismatch)
+    assert "`attachd migrate`" in str(refused)
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_name_with_characters_of_urls_is_a_name(tmp_path: Path) -> None:
+    """A path is a path, whatever is in it."""
+    folder = tmp_path / "a b?c#d%41"
+    url = URL.create("sqlite", database=str(folder / "metadata.db")).render_as_string()
+    await asyncio.to_thread(migrate, url)
+    assert await identity(url)
+    assert sorted(path.name for path in folder.iterdir()) == ["metadata.db"]
 
 
 async def test_database_out_of_reach_is_unavailable(tmp_path: Path) -> None:

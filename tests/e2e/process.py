@@ -58,6 +58,9 @@ class ServiceProcess:
     One process unless `ATTACHD_WORKERS` says otherwise.
     """
 
+    #: has the command `serve`; a test's own may do something to the service first
+    module = "service"
+
     def __init__(self, directory: Path, *arguments: str, **settings: str) -> None:
         self.directory = directory
         self.data = directory / "data"
@@ -65,7 +68,7 @@ class ServiceProcess:
         self.port = free_port()
         self.ops_port = free_port()
         self.settings = settings
-        self.command = [sys.executable, "-m", "service", "serve", *arguments]
+        self.command = [sys.executable, "-m", self.module, "serve", *arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -246,9 +249,21 @@ class ServiceProcess:
             int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal() and _group(entry) == self.pid
         ]
 
+    def rss(self) -> int:
+        """Bytes that the processes of the service hold now, summed."""
+        return sum(_status(pid, "VmRSS:") for pid in self.pids())
+
+    def descriptors(self) -> int:
+        """How many the processes of the service have open."""
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.pids())
+
+    def bytes_read(self) -> int:
+        """From sockets and files, since the start."""
+        return sum(_io(pid, "rchar:") for pid in self.pids())
+
     def rss_peak(self) -> int:
         """Bytes: the most each process of the service ever held, summed."""
-        return sum(_peak(pid) for pid in self.pids())
+        return sum(_status(pid, "VmHWM:") for pid in self.pids())
 
 
 def _group(entry: Path) -> int | None:
@@ -261,8 +276,15 @@ def _group(entry: Path) -> int | None:
     return None if state == "Z" else int(group)
 
 
-def _peak(pid: int) -> int:
+def _status(pid: int, name: str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(name):
             return int(line.split()[1]) * 1024
+    return 0
+
+
+def _io(pid: int, name: str) -> int:
+    for line in Path(f"/proc/{pid}/io").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1])
     return 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from service.protocol.intents import Ending
 from service.storage.filesystem.appender import DiskAppender
 from service.web.connection import Connection
 from tests.web.harness import OCTETS, TUS, Line, Site, chunk, head, site
-from tests.web.under_way import SteppedClock, begin_patch, held, until
+from tests.web.under_way import SteppedClock, begin_patch, held, received, until
 
 MIB = 2**20
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
@@ -155,12 +157,58 @@ def test_bytes_before_a_hang_up_are_kept(
         line.writer.write(patch(path, 0, 1000, bytes(600)))
         await line.close()
         await leasing.reached.wait()
-        await until(lambda: "lost" in noticed)
+        await until(lambda: "eof" in noticed)
         leasing.opened.set()
         await until(lambda: not here.service.bodies._open)
         assert (await here.head(path)).offset == 600
 
     on_loop(loop, tmp_path, talk)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("size", [10, 100_000, 400_000, 3_000_000])
+@pytest.mark.parametrize("early", [True, False])
+def test_a_client_that_stops_half_way_and_listens_is_answered(
+    tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop], size: int, *, early: bool
+) -> None:
+    """FIN within a body, before it is read or after, keeps what came, and who still listens hears how much that is."""
+    content = random.Random(size).randbytes(size)
+
+    async def talk(here: Site) -> None:
+        path = await here.create(size)
+        leasing = gate(here, "acquire_lease")
+        line = await here.line()
+        line.writer.write(patch(path, 0, size, content[: size // 2]))
+        if early:
+            line.writer.write_eof()
+        await leasing.reached.wait()
+        leasing.opened.set()
+        if not early:
+            await until(lambda: received(here) == size // 2)
+            line.writer.write_eof()
+        async with asyncio.timeout(10):
+            answer = await line.answer()
+        assert (answer.status, answer.slug, answer.offset) == (503, "timeout", size // 2)
+        assert await line.closed()
+        assert (await here.patch(path, size // 2, content[size // 2 :])).status == 204
+        assert await here.stored(path) == content
+
+    on_loop(loop, tmp_path, talk)
+
+
+async def test_a_client_that_stops_half_way_is_no_fault_of_ours(here: Site, log: io.StringIO) -> None:
+    """Who hung up within a chunked body is logged and counted as gone, whatever it was told."""
+    path = await here.create(10)
+    line = await here.line()
+    fields = [*TUS.items(), ("Upload-Offset", "0"), ("Content-Type", OCTETS)]
+    await line.send(head("PATCH", path, fields, None, chunked=True) + chunk(b"hello").removesuffix(b"0\r\n\r\n"))
+    line.writer.write_eof()
+    assert (await line.answer()).offset == 5
+    assert await line.closed()
+    records = [json.loads(text) for text in log.getvalue().splitlines()]
+    (told,) = [record for record in records if record.get("method") == "PATCH"]
+    assert (told["status"], told["outcome"], told["received"]) == (499, "client_abort", 5)
+    assert not [record for record in records if record["level"] == "error"]
 
 
 @pytest.mark.parametrize("loop", LOOPS)

@@ -7,10 +7,10 @@ import contextlib
 from typing import Any
 
 import pytest
-from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from service.web import connection
-from service.web.connection import HEAD_BYTES, HEAD_SECONDS, Connection
+from service.web.connection import ANSWER_SECONDS, HEAD_BYTES, HEAD_SECONDS, Connection
 from tests.web.harness import OCTETS, TUS, Line, Site, chunk, head
 from tests.web.under_way import until
 
@@ -181,6 +181,11 @@ class Ended(asyncio.Transport):
     """A transport that notes whether it was aborted."""
 
     aborted = False
+    #: bytes that the client has not taken
+    unsent = 0
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
 
     def abort(self) -> None:
         self.aborted = True
@@ -241,6 +246,33 @@ async def test_a_request_that_is_never_begun_ends(watched: Any) -> None:
     made.data_received(START + b"\r\n")
     assert not forward(HEAD_SECONDS - 1)
     assert forward(1)
+
+
+async def test_an_answer_that_nobody_takes_ends(watched: Any) -> None:
+    """The answer of which a client takes nothing ends its connection, and one that is taken bit by bit does not."""
+    made, forward = watched
+    made.data_received(START + b"\r\n")
+    made.begin(Bodiless())
+    made._transport.unsent = 1000
+    assert not forward(10 * ANSWER_SECONDS), "who sends it, sees to it"
+    made.end()
+    for _ in range(20):
+        made._transport.unsent -= 1
+        assert not forward(ANSWER_SECONDS - 1)
+    assert not forward(ANSWER_SECONDS - 1)
+    assert forward(1)
+
+
+async def test_a_last_answer_that_nobody_takes_ends(watched: Any) -> None:
+    """So it is for one behind which the connection is closed: its transport would wait for ever."""
+    made, forward = watched
+    made.data_received(START + b"\r\n")
+    made.begin(Bodiless())
+    made._content = StreamReader(made._inner, 1000, loop=asyncio.get_running_loop())
+    made._transport.unsent = 1000
+    assert not made.end(), "its body was not read"
+    assert not forward(0)
+    assert forward(ANSWER_SECONDS)
 
 
 # --- the operations listener, whose application is a plain one ----------------------------------
