@@ -22,7 +22,7 @@ from tests.e2e.killing import Client, kill_at_each, running
 if TYPE_CHECKING:
     from tests.stores.servers import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
