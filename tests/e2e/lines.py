@@ -50,7 +50,11 @@ class Line:
             # before the connection is made, else its window is open already
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(PATIENCE)
-        self.socket.connect(address)
+        try:
+            self.socket.connect(address)
+        except OSError:
+            self.socket.close()
+            raise
         self._came = bytearray()
 
     def __enter__(self) -> Self:

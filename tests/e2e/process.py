@@ -243,6 +243,18 @@ class ServiceProcess:
                     found[int(number)] = pid
         return found
 
+    def worker_of(self, connected: socket.socket) -> int:
+        """The process id of the worker at the other end of the connection."""
+        port = connected.getsockname()[1]
+        rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        inodes = {f"socket:[{row[9]}]" for row in rows if row[2].endswith(f":{port:04X}")}
+        for pid in self.workers().values():
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if os.readlink(entry) in inodes:
+                        return pid
+        raise AssertionError("no worker has the connection")
+
     def pids(self) -> list[int]:
         """The process, its nursery and its workers."""
         return [

@@ -60,7 +60,7 @@ class Senders:
             for thread in self._threads:
                 thread.join(2 * PATIENCE)
         assert not any(thread.is_alive() for thread in self._threads), "a client has not come to its end"
-        assert self.faults == []
+        assert not self.faults, self.faults
 
     def wait_for(self, size: int) -> None:
         """Returns once so many bytes more have been acknowledged; less if a client has failed."""

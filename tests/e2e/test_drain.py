@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.e2e.lines import Line, append, ask, create, download, patch, until
+from tests.e2e.lines import Line, append, ask, create, download, head, patch, until
 from tests.e2e.process import ServiceProcess
 from tests.e2e.senders import KIB, Senders
 
@@ -31,13 +31,14 @@ def test_S1_an_upgrade_costs_no_more_than_a_retry(tmp_path: Path, workers: str) 
     with ServiceProcess(tmp_path, ATTACHD_WORKERS=workers) as first:
         clients = Senders(first, UPLOADS, file_bytes=MIB, chunk_bytes=128 * KIB, seed=1)
         second = first.successor()
-        with second, clients.sending():
-            until(lambda: clients.begun == UPLOADS or clients.faults, "all clients have begun")
-            until(lambda: "service_started" in second.log_path.read_text(), "the second service serves")
-            assert first.terminate() == 0
-            # each of them goes on with what it had begun
-            clients.wait_for(UPLOADS * 128 * KIB)
-        assert second.terminate() == 0
+        with second:
+            with clients.sending():
+                until(lambda: clients.begun == UPLOADS or clients.faults, "all clients have begun")
+                until(lambda: "service_started" in second.log_path.read_text(), "the second service serves")
+                assert first.terminate() == 0
+                # each of them goes on with what it had begun
+                clients.wait_for(UPLOADS * 128 * KIB)
+            assert second.terminate() == 0
     print(f"\n{UPLOADS} uploads, {workers} workers: {clients.files} files, {clients.answers}", file=sys.stderr)
 
 
@@ -53,8 +54,8 @@ def test_S1_a_restart_costs_no_more_than_a_retry(tmp_path: Path) -> None:
             clients.wait_for(UPLOADS * 128 * KIB)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_S2_a_join_that_was_stopped_ends_in_its_file(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("stop", [ServiceProcess.terminate, ServiceProcess.kill])
+def test_S2_a_join_that_was_stopped_ends_in_its_file(tmp_path: Path, stop: Callable[[ServiceProcess], object]) -> None:
     """A final upload whose joining a stop or a kill interrupted becomes ready after the next start, unasked."""
     pieces = [os.urandom(3 * MIB + at) for at in range(3)]
     with ServiceProcess(tmp_path, ATTACHD_WORKERS="2") as service:
@@ -65,18 +66,10 @@ def test_S2_a_join_that_was_stopped_ends_in_its_file(tmp_path: Path, number: sig
             assert made.status == 201, made
             urls.append(made.headers["location"])
             assert append(service, urls[-1], 0, piece).status == 204
-        answers = []
-
-        def join() -> None:
-            made = ask(service, "POST", link, Upload_Concat=f"final;{' '.join(urls)}")
-            answers.append(made)
-
-        joining = threading.Thread(target=join)
-        joining.start()
-        until(lambda: answers or "request_answered" in service.log_tail(1), "the join has begun or ended")
-        os.killpg(service.pid, number)
-        joining.join()
-        until(lambda: not service.pids(), "the service has ended")
+        with Line(service.address) as line:
+            line.send(head("POST", link, 0, Upload_Concat=f"final;{' '.join(urls)}"))
+            until(lambda: service.log_path.read_text().count("upload_created") > len(urls), "the plan is stored")
+            stop(service)
         service.start()
         made = ask(service, "POST", link, Upload_Concat=f"final;{' '.join(urls)}")
         assert made.status == 201, made

@@ -82,22 +82,7 @@ def begin(service: ServiceProcess, upload: str, said: int, sent: bytes) -> tuple
     )
     line.sendall(head.encode() + sent)
     until(lambda: service.metrics()[IN_FLIGHT] == 1)
-    return line, holder_of(service, line)
-
-
-def holder_of(service: ServiceProcess, line: socket.socket) -> int:
-    """The process id of the worker at the other end of the connection."""
-    port = line.getsockname()[1]
-    ends = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    inodes = {row[9] for row in ends if row[2].endswith(f":{port:04X}")}
-    for pid in service.workers().values():
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                if os.readlink(entry).removeprefix("socket:[").rstrip("]") in inodes:
-                    return pid
-            except OSError:
-                continue
-    raise AssertionError("no worker has the connection")
+    return line, service.worker_of(line)
 
 
 def resume(service: ServiceProcess, upload: str, content: bytes) -> http.client.HTTPResponse:
@@ -123,7 +108,7 @@ def test_all_workers_serve_and_are_counted_as_one(service: ServiceProcess) -> No
         with line_to(service) as line:
             line.request("OPTIONS", "/files")
             assert line.getresponse().status == 200
-            seen.add(holder_of(service, line.sock))
+            seen.add(service.worker_of(line.sock))
         count += 1
     assert seen == set(service.workers().values())
     samples = service.metrics()
