@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from functools import partial
+from pathlib import Path
 from typing import Any, Final, Literal
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url
 
@@ -40,27 +43,36 @@ def parse_url(text: str) -> URL:
     return url
 
 
-def make_engine(url: URL, *, writes: bool, durability: Durability, busy_seconds: float) -> Engine:
+def make_engine(
+    url: URL, *, writes: bool, durability: Durability, busy_seconds: float, read_only: bool = False
+) -> Engine:
     """An engine for one thread that keeps one connection.
 
     Bound values stay out of error texts (`hide_parameters`): file names and tokens' ids are
     among them.
+
+    Args:
+        read_only: SQLite opens the file so that nothing can change a byte of it, nor fold the log
+            of a process that died into it; beside it a log and its index may appear.
     """
     if url.get_backend_name() != "sqlite":
         return create_engine(url, poolclass=NullPool, hide_parameters=True)
-    engine = create_engine(
-        url,
-        poolclass=NullPool,
-        hide_parameters=True,
-        connect_args={"timeout": busy_seconds, "isolation_level": None, "check_same_thread": False},
-    )
+    connect_args: dict[str, Any] = {"timeout": busy_seconds, "isolation_level": None, "check_same_thread": False}
+    if read_only:
+        # not by the URL: its query would end up in error texts
+        address = f"file:{quote(str(Path(str(url.database)).absolute()))}?mode=ro"
+        connect = partial(sqlite3.connect, address, uri=True, **connect_args)
+        engine = create_engine(url, poolclass=NullPool, hide_parameters=True, creator=connect)
+    else:
+        engine = create_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=connect_args)
     relaxed, durable = _SYNCHRONOUS[durability]
     begin = "BEGIN IMMEDIATE" if writes else "BEGIN"
 
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, record: Any) -> None:
-        _write_ahead(connection, busy_seconds)
-        connection.execute(f"PRAGMA journal_size_limit={_LOG_LIMIT}")
+        if not read_only:
+            _write_ahead(connection, busy_seconds)
+            connection.execute(f"PRAGMA journal_size_limit={_LOG_LIMIT}")
         connection.execute(f"PRAGMA synchronous={relaxed}")
         record.info["synchronous"] = relaxed
 

@@ -59,6 +59,7 @@ LAYERS: Final = {
     "service.logs": 5,
     "service.runtime": 5,
     "service.starting": 5,
+    "service.stores": 5,
 }
 NAMES: Final = ("pure", "port", "adapter", "use-case", "web", "wiring")
 MAY_IMPORT: Final = {0: {0}, 1: {0, 1}, 2: {0, 1}, 3: {0, 1, 3}, 4: {0, 1, 3, 4}, 5: {0, 1, 2, 3, 4, 5}}
