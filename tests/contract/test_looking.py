@@ -20,7 +20,7 @@ from service.metadata.migrate import migrate
 from service.metadata.sql import SqlMetadata
 from service.storage.base import Backing, Staged, StorageError, StorageUnavailable
 from service.storage.filesystem import FilesystemStorage
-from service.storage.s3 import Memory, S3Storage, owning
+from service.storage.s3 import Memory, S3Storage, naming, owning
 from tests.contract import disk
 from tests.contract.buckets import Bucket, bucket_of, some_bytes
 from tests.contract.metadata_values import created
@@ -148,14 +148,8 @@ async def test_o1_a_part_that_is_not_the_ledgers_backs_nothing(held: Bucket) -> 
     ledger = await appended(storage, upload_id, (), some_bytes(2 * ALIGN + 1))
     assert (await storage.examine(upload_id, ledger, older_than=HOUR)).backed == 2 * ALIGN + 1
     multipart = ledger[1].key.split(":")[2]
-    held.store.client().upload_part(
-        Bucket=held.name,
-        Key=f"some/where/{upload_id[:15]}/file",
-        UploadId=multipart,
-        PartNumber=2,
-        ChecksumAlgorithm="CRC32C",
-        Body=some_bytes(ALIGN, seed=2),
-    )
+    key, checked = naming.object_of(ledger[1]), naming.is_checked(ledger[1].etag)
+    await storage._calls.upload_part(key, multipart, 2, some_bytes(ALIGN, seed=2), checked=checked)
     assert (await storage.examine(upload_id, ledger, older_than=HOUR)).backed == ALIGN
 
 
