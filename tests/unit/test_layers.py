@@ -42,6 +42,7 @@ LAYERS: Final = {
     "service.storage.s3": 2,
     "service.claiming": 3,
     "service.downloads": 3,
+    "service.due": 3,
     "service.files": 3,
     "service.finishing": 3,
     "service.gate": 3,
