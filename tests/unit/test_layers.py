@@ -45,6 +45,7 @@ LAYERS: Final = {
     "service.due": 3,
     "service.files": 3,
     "service.finishing": 3,
+    "service.fsck": 3,
     "service.gate": 3,
     "service.janitor": 3,
     "service.lookup": 3,
