@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "get": "service.commands.get:get",
     "check-config": "service.commands.config:check_config",
     "doctor": "service.commands.doctor:doctor",
+    "verify": "service.commands.verify:verify",
     "fsck": "service.commands.fsck:fsck",
     "gc": "service.commands.gc:gc",
     "migrate": "service.commands.serve:migrate",

@@ -1,4 +1,4 @@
-"""Stores that operator commands are tried on: made in this process under any clock, looked at by real commands.
+"""Stores that operator commands are tried on: made in this process under any clock, looked at by commands.
 
 A `Place` is a data directory, with or without a bucket, and the settings of a service on both.
 """
@@ -9,17 +9,23 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
+import os
 import sqlite3
 import subprocess
-import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+import structlog
+from click.testing import CliRunner
+
+from service.cli import cli
 from tests.contract import disk
-from tests.e2e.process import ROOT, ServiceProcess
+from tests.e2e.process import ServiceProcess
 from tests.e2e.s3_service import on_bucket
 from tests.stores.servers import Store
 from tests.web.harness import Site, site
@@ -30,6 +36,24 @@ T = TypeVar("T")
 MIB = 2**20
 #: what is part of SQLite's own upkeep, and of nobody's data
 _SQLITES = ("attachd.db-wal", "attachd.db-shm")
+
+
+@contextlib.contextmanager
+def _logging_as_before() -> Iterator[None]:
+    """What a command makes of logging is undone, and no module's logger remembers it."""
+    root, before, configure = logging.getLogger(), structlog.get_config(), structlog.configure
+    handlers, level = root.handlers[:], root.level
+
+    def forgetful(**options: Any) -> None:
+        configure(**options | {"cache_logger_on_first_use": False})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(structlog, "configure", forgetful)
+        yield
+    structlog.configure(**before)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
 
 
 class Place(ABC):
@@ -43,16 +67,14 @@ class Place(ABC):
         return self.service.data
 
     def run(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        """A command under the settings."""
-        return subprocess.run(
-            [sys.executable, "-m", "service", *arguments],
-            cwd=ROOT,
-            env=self.service.environment | settings,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        """A command under the settings, in this process: a new one takes longer to start than most commands take."""
+        environment: dict[str, str | None] = dict.fromkeys(name for name in os.environ if name.startswith("ATTACHD_"))
+        environment |= self.service.environment | settings
+        with _logging_as_before():
+            result = CliRunner().invoke(cli, arguments, env=environment)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
     def made(self, work: Callable[[Site], Awaitable[T]], *, ago: float = 0.0) -> T:
         """What the work comes to on a service in this process, whose clock is so many seconds late."""
@@ -82,6 +104,12 @@ class Place(ABC):
         """What the database answers."""
         with contextlib.closing(sqlite3.connect(f"file:{self.data / 'attachd.db'}?mode=ro", uri=True)) as database:
             return database.execute(query).fetchall()
+
+    def change(self, statement: str) -> None:
+        """The database is changed behind everybody's back."""
+        with contextlib.closing(sqlite3.connect(self.data / "attachd.db")) as database:
+            database.execute(statement)
+            database.commit()
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """The data of each event of the kind, oldest first."""

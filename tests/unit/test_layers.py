@@ -53,6 +53,7 @@ LAYERS: Final = {
     "service.settling": 3,
     "service.tasks": 3,
     "service.uploads": 3,
+    "service.verifying": 3,
     "service.web": 4,
     "service.__main__": 5,
     "service.allocator": 5,
