@@ -22,6 +22,9 @@ COMMANDS: Final = {
     "get": "service.commands.get:get",
     "check-config": "service.commands.config:check_config",
     "doctor": "service.commands.doctor:doctor",
+    "verify": "service.commands.verify:verify",
+    "fsck": "service.commands.fsck:fsck",
+    "gc": "service.commands.gc:gc",
     "migrate": "service.commands.migrate:migrate",
 }
 #: these talk to any service, so the settings of this one do not matter

@@ -34,8 +34,8 @@ class EventMaker:
         }
         return Event(self._new_id(), f"upload.{what}", upload.id, now, data)
 
-    def of_file(self, what: str, file: File, upload: Upload | None, now: float) -> Event:
-        """`file.ready`, `file.deleted`."""
+    def of_file(self, what: str, file: File, upload: Upload | None, now: float, **more: object) -> Event:
+        """`file.ready`, `file.deleted`, `file.corrupt`."""
         data: dict[str, object] = {
             "file_id": file.id,
             "upload_id": file.upload_id,
@@ -48,5 +48,6 @@ class EventMaker:
             "sha256": file.sha256,
             "refs": [file.ref] if file.ref else [],
             "meta": (upload.terms.meta if upload else None) or {},
+            **more,
         }
         return Event(self._new_id(), f"file.{what}", file.id, now, data)

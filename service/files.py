@@ -32,10 +32,15 @@ _STRANGERS: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """Something held that no record needs. `removable`: nor does one of another database, it seems."""
+    """Something held that no record needs. `removable`: nor does one of another database, it seems.
+
+    What is not is a stranger, of no upload and no file that is known; or `early`, the finished file of
+    an upload that still receives by its record, which must be older than the file.
+    """
 
     held: Held
     removable: bool = True
+    early: bool = False
 
 
 class Files:
@@ -82,10 +87,10 @@ class Files:
         log.info("file_deleted", file_id=file.id, size=file.manifest.size)
         self._changed(file.id)
 
-    async def orphans(self) -> AsyncIterator[Orphan]:
+    async def orphans(self, *, older_than: float = ORPHAN_SECONDS) -> AsyncIterator[Orphan]:
         """What storage holds although no record needs it, to be removed as it comes if removable.
 
-        A finished file of no upload and no file that is known is none of them: it stays, and the
+        A finished file of no upload and no file that is known is never removable: it stays, and the
         log tells of it. Many passes lie between the end of an upload or file and the day its row
         goes, so such a file is another database's, or came after the copy that this one was restored from.
 
@@ -94,15 +99,18 @@ class Files:
         when its row is gone, or says that it neither receives nor finishes, a file row that there
         ever was is there to be seen, and a deleted one stays deleted.
 
+        Args:
+            older_than: seconds; what was changed since is not told of. To remove what comes takes an hour.
+
         Raises:
             StorageError: at the end; some of what is held could not be listed.
         """
         census = _Census(self._metadata)
         failed: StorageError | None = None
         try:
-            async for held in self._storage.held(older_than=ORPHAN_SECONDS):
+            async for held in self._storage.held(older_than=older_than):
                 for found in await census.take(held):
-                    yield Orphan(found)
+                    yield found
         except StorageError as error:
             failed = error
         for orphan in await census.rest():
@@ -134,7 +142,7 @@ class _Census:
         self._strange_finished = 0
         self._known = 0
 
-    async def take(self, held: Held) -> list[Held]:
+    async def take(self, held: Held) -> list[Orphan]:
         """The orphans among what was given since the last ones."""
         self._batch.append(held)
         if len(self._batch) < _BATCH:
@@ -154,9 +162,9 @@ class _Census:
                 unfinished=self._strange_unfinished if many else 0,
                 known=self._known,
             )
-        return [Orphan(held) for held in found] + [Orphan(held, removable=not many) for held in self._strangers]
+        return found + [Orphan(held, removable=not many) for held in self._strangers]
 
-    async def _judge(self) -> list[Held]:
+    async def _judge(self) -> list[Orphan]:
         batch, self._batch = self._batch, []
         uploads = await self._metadata.uploads_named({held.name for held in batch})
         found = []
@@ -164,6 +172,9 @@ class _Census:
             upload = uploads.get(held.name)
             self._known += upload is not None
             if upload is not None and _needs_all(upload):
+                # `finishing` is recorded before storage makes a file; the row was read after the file was seen
+                if held.key is not None and _only_receives(upload):
+                    found.append(Orphan(held, removable=False, early=True))
                 continue
             if held.key is not None:
                 self._finished[held.key] = (held, upload is not None)
@@ -172,15 +183,15 @@ class _Census:
                 if len(self._strangers) < _KEYS:
                     self._strangers.append(held)
             else:
-                found.append(held)
+                found.append(Orphan(held))
         return found
 
-    async def _without_file(self) -> list[Held]:
-        """Those of the finished files that no file row names, or a deleted one's, and that are no strangers.
+    async def _without_file(self) -> list[Orphan]:
+        """Those of the finished files that no file row names, or a deleted one's.
 
         The rows are read after their uploads'.
         """
-        orphans: list[Held] = []
+        orphans: list[Orphan] = []
         last: FileId | None = None
         while self._finished and (page := await self._metadata.file_keys(limit=_BATCH, after=last)):
             last = page[-1][0]
@@ -190,11 +201,10 @@ class _Census:
                     held, known = found
                     self._known += not known
                     if deleted:
-                        orphans.append(held)
+                        orphans.append(Orphan(held))
         left, self._finished = self._finished, {}
-        forsaken = [held for held, known in left.values() if known]
-        self._strange_finished += len(left) - len(forsaken)
-        return orphans + forsaken
+        self._strange_finished += sum(not known for _, known in left.values())
+        return orphans + [Orphan(held, removable=known) for held, known in left.values()]
 
 
 def _needs_all(upload: Upload) -> bool:
@@ -206,6 +216,10 @@ def _needs_all(upload: Upload) -> bool:
     if upload.state is State.READY:
         return upload.concat_kind is ConcatKind.PARTIAL
     return upload.state in (State.RECEIVING, State.FINISHING)
+
+
+def _only_receives(upload: Upload) -> bool:
+    return upload.state is State.RECEIVING and upload.concat_kind is not ConcatKind.PARTIAL
 
 
 async def discard_all(storage: Storage, upload_id: UploadId) -> None:

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeAlias, TypeVar
 
 import structlog
 
@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 #: rows looked at in one go
 _BATCH: Final = 200
 #: links and tokens may be off by this much
-_LEEWAY_SECONDS: Final = 60.0
+LEEWAY_SECONDS: Final = 60.0
 #: orphans are rare, and looking for them walks through all that storage holds
 _ORPHANS_EVERY_SECONDS: Final = 3600.0
 #: how long a sweep waits for what can take hours (joins, that walk) before it is over without
@@ -46,6 +46,10 @@ _JUMP_SECONDS: Final = 3600.0
 #: the duties: to sweep; and the walk for orphans, which a take-over does not bring about again
 _SWEEPS: Final = "sweeps"
 _ORPHANS: Final = "orphans"
+
+#: what a sweep removes: what expired, rows that remember an end, and bytes that no record needs,
+#: unfinished (`leftover`) or finished (`orphan`)
+Kind: TypeAlias = Literal["expired-upload", "expired-file", "tombstone", "leftover", "orphan"]
 
 Row = TypeVar("Row", Upload, File)
 
@@ -70,8 +74,16 @@ class _Steps:
             log.warning("sweep_step_failed", step=step, reason=str(error) or repr(error), **what, exc_info=not expected)
 
 
+def _nobody(kind: Kind, count: int, size: int) -> None:
+    """Nobody asks what was removed."""
+
+
 class Janitor:
-    """Sweeps once when told to, or forever."""
+    """Sweeps once when told to, or forever.
+
+    Args:
+        removed: told what was removed: of which kind, how many, and how many bytes.
+    """
 
     def __init__(
         self,
@@ -81,6 +93,7 @@ class Janitor:
         policy: Policy,
         clock: Clock,
         metrics: Metrics,
+        removed: Callable[[Kind, int, int], None] = _nobody,
     ) -> None:
         self._metadata = metadata
         self._settling = settling
@@ -88,6 +101,7 @@ class Janitor:
         self._policy = policy
         self._clock = clock
         self._metrics = metrics
+        self._removed = removed
         self._slow: asyncio.Task[_Steps] | None = None
         self._orphans_due = -math.inf
 
@@ -98,9 +112,7 @@ class Janitor:
                 try:
                     await self._sweep_until(lost, interval_seconds, duties)
                 finally:
-                    if self._slow is not None:
-                        self._slow.cancel()
-                        await asyncio.wait({self._slow})
+                    await self.end()
 
     async def _sweep_until(self, lost: asyncio.Event, interval_seconds: float, duties: Duties) -> None:
         """After a jump of the wall clock nothing expires until holders had time to renew their
@@ -118,13 +130,19 @@ class Janitor:
                 async with asyncio.timeout(interval_seconds):
                     await lost.wait()
 
+    async def end(self) -> None:
+        """Nothing goes on that a sweep began."""
+        if self._slow is not None:
+            self._slow.cancel()
+            await asyncio.wait({self._slow})
+
     def _drift(self) -> float:
         return self._clock.now() - self._clock.monotonic()
 
     async def sweep(
         self, *, expire: bool = True, patience_seconds: float | None = None, duties: Duties | None = None
-    ) -> None:
-        """What is due now is done, as far as it can be.
+    ) -> bool:
+        """What is due now is done, as far as it can be; whether all of it was.
 
         Args:
             expire: also what is due because of the time.
@@ -140,8 +158,6 @@ class Janitor:
                 await self._expire_uploads(now, steps)
             with steps.attempt("expire_files"):
                 await self._expire_files(now, steps)
-            with steps.attempt("purge"):
-                await self._purge(now)
         if self._slow is not None and patience_seconds is None:
             # one that began before may have passed by what is due now
             await asyncio.wait({self._slow})
@@ -149,33 +165,45 @@ class Janitor:
             self._slow = asyncio.create_task(self._settle_and_reclaim(duties))
         ended, _ = await asyncio.wait({self._slow}, timeout=patience_seconds)
         settled = any(not task.cancelled() and not task.result().failed for task in ended)
+        if expire:
+            # last, because bytes of an ended upload are known by its row
+            with steps.attempt("purge"):
+                await self._purge(now)
         with steps.attempt("totals"):
             self._metrics.totals(await self._metadata.totals())
-        if expire and settled and not steps.failed:
+        well = settled and not steps.failed
+        if expire and well:
             self._metrics.gc_succeeded(now)
+        return well
 
     async def _expire_uploads(self, now: float, steps: _Steps) -> None:
         # again while there was one: partials expire after the final that names them (T-096)
         again = True
         while again:
             again = False
-            async for upload in _pages(partial(self._metadata.expired_uploads, now=now)):
+            async for upload in pages(partial(self._metadata.expired_uploads, now=now)):
                 with steps.attempt("expire_upload", upload_id=upload.id):
                     # what a writer holds stays; the next sweep looks again
                     if await self._settling.expire(upload, now):
                         again = True
-                        self._metrics.gc_reclaimed(upload.offset)
+                        self._reclaimed("expired-upload", upload.offset)
 
     async def _expire_files(self, now: float, steps: _Steps) -> None:
-        async for file in _pages(partial(self._metadata.expired_files, now=now)):
+        async for file in pages(partial(self._metadata.expired_files, now=now)):
             with steps.attempt("expire_file", file_id=file.id):
                 await self._files.delete(file)
-                self._metrics.gc_reclaimed(file.manifest.size)
+                self._reclaimed("expired-file", file.manifest.size)
+
+    def _reclaimed(self, kind: Kind, size: int) -> None:
+        self._metrics.gc_reclaimed(size)
+        self._removed(kind, 1, size)
 
     async def _purge(self, now: float) -> None:
         before = now - self._policy.tombstone_seconds
-        while await self._metadata.purge(before=before, link_before=now - _LEEWAY_SECONDS, limit=_BATCH) >= _BATCH:
-            pass
+        forgotten = _BATCH
+        while forgotten >= _BATCH:
+            forgotten = await self._metadata.purge(before=before, link_before=now - LEEWAY_SECONDS, limit=_BATCH)
+            self._removed("tombstone", forgotten, 0)
 
     async def _settle_and_reclaim(self, duties: Duties | None) -> _Steps:
         steps = _Steps()
@@ -192,7 +220,7 @@ class Janitor:
 
     async def _settle(self, waiting: _List[Upload], steps: _Steps) -> None:
         """Uploads whose completion a crash or a storage failure interrupted (lesson C1)."""
-        async for upload in _pages(waiting):
+        async for upload in pages(waiting):
             with steps.attempt("settle", upload_id=upload.id):
                 await self._settling.settle_left(upload)
 
@@ -206,14 +234,14 @@ class Janitor:
                 if orphan.removable:
                     with steps.attempt("remove_orphan", upload_id=held.name):
                         await self._files.remove(held)
-                        self._metrics.gc_reclaimed(held.size)
+                        self._reclaimed("leftover" if unfinished else "orphan", held.size)
                         left -= unfinished
         finally:
             # also where not all could be listed: what was found is left
             self._metrics.multipart_orphans(left)
 
 
-async def _pages(ask: _List[Row]) -> AsyncIterator[Row]:
+async def pages(ask: _List[Row]) -> AsyncIterator[Row]:
     """Each row of a list of the store's once, also behind those that stay on it."""
     last: Row | None = None
     while page := await ask(limit=_BATCH, after=last):

@@ -38,7 +38,6 @@ from service.lookup import Lookup
 from service.metadata.base import SchemaMismatch
 from service.metadata.sql import BUSY_SECONDS, CHECK_SECONDS, SqlMetadata
 from service.metrics import Metrics
-from service.protocol.intents import Policy
 from service.protocol.tus import discovery
 from service.receiving import Receiver
 from service.rechecking import Rechecker
@@ -46,14 +45,13 @@ from service.setting_types import Address, hide_secrets
 from service.settings import Settings
 from service.settling import Settling
 from service.starting import DataDirectory, naming
-from service.storage.base import Storage
 from service.storage.filesystem import FilesystemStorage
 from service.storage.wrappers import MeteredStorage
+from service.stores import make_policy, make_storage, storage_setting
 from service.tasks import Tasks
 from service.uploads import Uploads
 from service.web.app import make_app
 from service.web.body import Bodies
-from service.web.buffers import BufferPool
 from service.web.context import Context
 from service.web.cors import Cors
 from service.web.ops import Readiness, make_ops_app
@@ -69,10 +67,6 @@ _DATABASE_SECONDS: Final = 15.0
 _SAY_SECONDS: Final = 2.0
 #: how long work without a client may run on once everything else is closed; it can be done again
 _TASKS_SECONDS: Final = 0.5
-#: free disk that is left to the database, so that a full disk can be recorded, and given back (lesson D5)
-_RESERVE_BYTES: Final = 16 * 2**20
-#: of the memory for bytes under way, what request bodies get where parts wait in memory as well
-_BODIES_SHARE: Final = 4
 
 
 @dataclass(slots=True)
@@ -201,13 +195,12 @@ async def running(
             metadata = await _metadata(settings, stack, migrates=False)
             owner, totals = await metadata.identity(), await metadata.totals()
         settled = totals.files > 0 or totals.stored_bytes > 0
-        pool, inner, buffered = _storage(settings, clock, metrics, owner=owner, settled=settled)
+        pool, inner, buffered = make_storage(settings, clock, metrics, owner=owner, settled=settled)
         storage = MeteredStorage(inner, metrics, clock)
         stack.push_async_callback(storage.close)
-        # with S3 the words tell which setting or AWS variable is to blame
-        with naming("ATTACHD_STORAGE=s3" if settings.storage == "s3" else "ATTACHD_DATA"):
+        with naming(storage_setting(settings)):
             await storage.open()
-        policy = _policy(settings)
+        policy = make_policy(settings)
         changes = Changes()
         events = EventMaker(new_event_id)
         process = share.process if share else new_process()
@@ -325,48 +318,6 @@ def new_process() -> str:
 
 def _listeners(settings: Settings) -> tuple[Listener, Listener]:
     return Listener(settings.listen, "ATTACHD_LISTEN"), Listener(settings.ops_listen, "ATTACHD_OPS_LISTEN")
-
-
-def _policy(settings: Settings) -> Policy:
-    return Policy(
-        max_size=settings.max_size,
-        block_size=settings.block_size,
-        strong_hash=settings.strong_hash == "sha256",
-        idle_seconds=settings.upload_idle,
-        life_seconds=settings.upload_life,
-        tombstone_seconds=settings.tombstone,
-    )
-
-
-def _storage(
-    settings: Settings, clock: Clock, metrics: Metrics, *, owner: str, settled: bool
-) -> tuple[BufferPool, Storage, Callable[[], int]]:
-    """Where the bytes are kept; the memory for those that come in; and how much of `buffer_limit` is in use.
-
-    Args:
-        owner: the identity of the database.
-        settled: whether it knows of bytes that must be there.
-    """
-    if settings.s3_bucket is None:
-        pool = BufferPool(settings.buffer_limit)
-        disk = FilesystemStorage(settings.data, durability=settings.durability, reserve_bytes=_RESERVE_BYTES)
-        return pool, disk, lambda: pool.used_bytes
-    # boto3 is 20 MiB and a quarter of a second that a disk does not need
-    from service.storage.s3 import Memory, S3Storage, options_of  # noqa: PLC0415
-
-    pool = BufferPool(settings.buffer_limit // _BODIES_SHARE)
-    memory = Memory(settings.buffer_limit - pool.limit_bytes)
-    bucket = S3Storage(
-        options_of(settings),
-        clock,
-        memory,
-        most_bytes=settings.max_size,
-        part_bytes=settings.s3_part_size,
-        owner=owner,
-        settled=settled,
-        watch=partial(metrics.storage_request, S3Storage.name),
-    )
-    return pool, bucket, lambda: pool.used_bytes + memory.used
 
 
 def _gate(settings: Settings, keys: KeyFile, clock: Clock, metrics: Metrics) -> Gate:

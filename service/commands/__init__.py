@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from service.units import parse_duration, parse_size
+from service.units import parse_duration, parse_rate, parse_size
 
 #: of what the service and its commands make: nothing for others, nothing to change for the group
 _UMASK: Final = 0o027
@@ -47,4 +47,5 @@ class _Unit(click.ParamType[int]):
 
 
 SIZE = _Unit("size", parse_size)
+RATE = _Unit("rate", parse_rate)
 DURATION = _Unit("duration", parse_duration)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -118,4 +119,6 @@ def bar() -> Progress:
         console=console,
         disable=not console.is_terminal,
         transient=True,
+        # it would send what is printed meanwhile to the bar's console, past a file that is to have it
+        redirect_stdout=sys.stdout.isatty(),
     )

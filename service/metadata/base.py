@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import Literal, Protocol
 
 from service.model import Block, Event, File, FileId, LinkUse, Part, State, Upload, UploadId
 
@@ -124,7 +124,18 @@ class Totals:
 
     uploads_open: int
     files: int
+    #: of `stored_bytes`, what files have; the rest is of uploads that are no file yet
+    file_bytes: int
     stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Tombstone:
+    """A row that is only kept to remember an end; `purge` forgets it. A link's id is its `jti`."""
+
+    kind: Literal["file", "link", "upload"]
+    id: str
+    issuer: str = ""
 
 
 class MetadataStore(Protocol):
@@ -361,6 +372,10 @@ class MetadataStore(Protocol):
         """`deleted_at` is set; a second call changes nothing. Raises Conflict: no such file."""
         ...
 
+    async def tell_of_file(self, file_id: FileId, *, events: Sequence[Event]) -> None:
+        """The events are in the outbox. Raises Conflict: there is no such file, or it is deleted."""
+        ...
+
     # janitor: lists in pages, `after` is the last of the page before, whatever became of it
     async def expired_uploads(self, *, now: float, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
         """Uploads in `receiving` past `expires_at`, and ready partials past it, oldest first.
@@ -383,6 +398,16 @@ class MetadataStore(Protocol):
 
     async def file_keys(self, *, limit: int, after: FileId | None = None) -> tuple[tuple[FileId, str, bool], ...]:
         """Ids and storage keys of all files, by id, and whether each is deleted."""
+        ...
+
+    async def unfinished_uploads(self, *, limit: int, after: UploadId | None = None) -> tuple[Upload, ...]:
+        """Uploads whose bytes their ledgers name, by id: in `receiving`, in `finishing`, and ready partials."""
+        ...
+
+    async def tombstones(
+        self, *, before: float, link_before: float, limit: int, after: Tombstone | None = None
+    ) -> tuple[Tombstone, ...]:
+        """What `purge` would forget by the same instants, called until it forgets nothing, in order."""
         ...
 
     async def purge(self, *, before: float, link_before: float, limit: int) -> int:

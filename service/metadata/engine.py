@@ -12,6 +12,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
@@ -43,7 +44,13 @@ def parse_url(text: str) -> URL:
 
 
 def make_engine(
-    url: URL, *, writes: bool, durability: Durability, busy_seconds: float, creates: bool = False
+    url: URL,
+    *,
+    writes: bool,
+    durability: Durability,
+    busy_seconds: float,
+    creates: bool = False,
+    read_only: bool = False,
 ) -> Engine:
     """An engine for one thread that keeps one connection.
 
@@ -52,12 +59,18 @@ def make_engine(
 
     Bound values stay out of error texts (`hide_parameters`): file names and tokens' ids are
     among them.
+
+    Args:
+        read_only: SQLite opens the file so that nothing can change a byte of it, nor fold the log
+            of a process that died into it; beside it a log and its index may appear.
     """
     if url.get_backend_name() != "sqlite":
         return create_engine(url, poolclass=NullPool, hide_parameters=True)
+    mode = "ro" if read_only else "rwc" if creates else "rw"
+    # not by the URL: its query would end up in error texts
     connect = partial(
         sqlite3.connect,
-        f"file:{quote(str(url.database))}?mode={'rwc' if creates else 'rw'}",
+        f"file:{quote(str(Path(str(url.database)).absolute()))}?mode={mode}",
         uri=True,
         timeout=busy_seconds,
         isolation_level=None,
@@ -69,8 +82,9 @@ def make_engine(
 
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, record: Any) -> None:
-        _write_ahead(connection, busy_seconds)
-        connection.execute(f"PRAGMA journal_size_limit={_LOG_LIMIT}")
+        if not read_only:
+            _write_ahead(connection, busy_seconds)
+            connection.execute(f"PRAGMA journal_size_limit={_LOG_LIMIT}")
         connection.execute(f"PRAGMA synchronous={relaxed}")
         record.info["synchronous"] = relaxed
 

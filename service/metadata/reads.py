@@ -24,7 +24,7 @@ from sqlalchemy import (
     type_coerce,
 )
 
-from service.metadata.base import Totals
+from service.metadata.base import Tombstone, Totals
 from service.metadata.prepared import Prepared
 from service.metadata.rows import load_block, load_event, load_file, load_link, load_part, load_upload
 from service.metadata.schema import blocks, events, files, final_partials, links, parts, uploads
@@ -131,6 +131,34 @@ _FILE_KEYS = (
     select(files.c.id, files.c.key, files.c.deleted_at)
     .where(files.c.id > bindparam("last_id"))
     .order_by(files.c.id)
+    .limit(bindparam("at_most"))
+)
+_UNFINISHED = (
+    select(uploads)
+    .where(or_(RECEIVING, FINISHING, READY_PARTIAL), up.id > bindparam("last_id"))
+    .order_by(up.id)
+    .limit(bindparam("at_most"))
+)
+#: What `writes.purge` forgets. A ready partial is the sweeper's: it has bytes to drop first.
+FORGOTTEN = and_(ENDED, up.updated_at < bindparam("before"), not_(READY_PARTIAL))
+_OLD_FILES = (
+    select(files.c.id)
+    .where(files.c.deleted_at < bindparam("before"), files.c.id > bindparam("last_id"))
+    .order_by(files.c.id)
+    .limit(bindparam("at_most"))
+)
+_OLD_UPLOADS = select(up.id).where(FORGOTTEN, up.id > bindparam("last_id")).order_by(up.id).limit(bindparam("at_most"))
+_OLD_LINKS = (
+    select(links.c.jti, links.c.issuer)
+    .where(
+        links.c.expires_at < bindparam("link_before"),
+        not_(exists().where(up.jti == links.c.jti, up.issuer == links.c.issuer, not_(FORGOTTEN))),
+        or_(
+            links.c.jti > bindparam("last_id"),
+            and_(links.c.jti == bindparam("last_id"), links.c.issuer > bindparam("last_issuer")),
+        ),
+    )
+    .order_by(links.c.jti, links.c.issuer)
     .limit(bindparam("at_most"))
 )
 _PROMISED = select(func.coalesce(func.sum(up.length - up.offset), 0)).where(RECEIVING, up.length.is_not(None))
@@ -241,6 +269,36 @@ def file_keys(connection: Connection, limit: int, after: FileId | None = None) -
     return tuple((FileId(row.id), row.key, row.deleted_at is not None) for row in rows)
 
 
+def unfinished_uploads(connection: Connection, limit: int, after: UploadId | None = None) -> tuple[Upload, ...]:
+    bound = {"at_most": limit, "last_id": after or ""}
+    return load_uploads(connection, connection.execute(_UNFINISHED, bound).all())
+
+
+def tombstones(
+    connection: Connection, before: float, link_before: float, limit: int, after: Tombstone | None = None
+) -> tuple[Tombstone, ...]:
+    last = after or Tombstone("file", "")
+    found: list[Tombstone] = []
+    if last.kind == "file":
+        bound: dict[str, Any] = {"before": before, "last_id": last.id, "at_most": limit}
+        found += [Tombstone("file", row.id) for row in connection.execute(_OLD_FILES, bound)]
+        last = Tombstone("link", "")
+    if last.kind == "link" and len(found) < limit:
+        bound = {
+            "before": before,
+            "link_before": link_before,
+            "last_id": last.id,
+            "last_issuer": last.issuer,
+            "at_most": limit - len(found),
+        }
+        found += [Tombstone("link", row.jti, row.issuer) for row in connection.execute(_OLD_LINKS, bound)]
+        last = Tombstone("upload", "")
+    if last.kind == "upload" and len(found) < limit:
+        bound = {"before": before, "last_id": last.id, "at_most": limit - len(found)}
+        found += [Tombstone("upload", row.id) for row in connection.execute(_OLD_UPLOADS, bound)]
+    return tuple(found)
+
+
 def promised_bytes(connection: Connection) -> int:
     return int(connection.execute(_PROMISED).scalar_one())
 
@@ -257,6 +315,7 @@ def totals(connection: Connection) -> Totals:
     return Totals(
         uploads_open=receiving[0] + finishing[0],
         files=file_count,
+        file_bytes=int(file_bytes),
         stored_bytes=int(file_bytes) + sum(int(committed) for _, committed in held),
     )
 

@@ -27,6 +27,7 @@ from service.metadata.base import (
     Lease,
     MetadataUnavailable,
     SchemaMismatch,
+    Tombstone,
     Totals,
 )
 from service.metadata.engine import Durability, make_engine, parse_url
@@ -51,6 +52,7 @@ class SqlMetadata:
             `always`: each change does; `none`: left to the kernel.
         busy_seconds: how long a change waits for another process before MetadataUnavailable.
         check_seconds: how long `open` looks for damage at most; 0: not at all.
+        read_only: every change is MetadataUnavailable, and the file stays as it is to the byte.
     """
 
     def __init__(
@@ -60,11 +62,13 @@ class SqlMetadata:
         durability: Durability,
         busy_seconds: float = BUSY_SECONDS,
         check_seconds: float = CHECK_SECONDS,
+        read_only: bool = False,
     ) -> None:
         self._url = parse_url(url)
         self._durability = durability
         self._busy_seconds = busy_seconds
         self._check_seconds = check_seconds
+        self._read_only = read_only
         self._writer = Worker(partial(self._engine, writes=True), "metadata-writes", writes=True)
         self._reader = Worker(partial(self._engine, writes=False), "metadata-reads", writes=False)
 
@@ -72,7 +76,13 @@ class SqlMetadata:
         return f"<SqlMetadata {self._url.render_as_string(hide_password=True)} {self._durability}>"
 
     def _engine(self, *, writes: bool) -> Engine:
-        return make_engine(self._url, writes=writes, durability=self._durability, busy_seconds=self._busy_seconds)
+        return make_engine(
+            self._url,
+            writes=writes,
+            durability=self._durability,
+            busy_seconds=self._busy_seconds,
+            read_only=self._read_only,
+        )
 
     async def _write(self, work: Callable[[Connection], T], *, durable: bool = False) -> T:
         return await self._writer.run(work, durable=durable)
@@ -237,6 +247,9 @@ class SqlMetadata:
     async def delete_file(self, file_id: FileId, *, now: float, events: Sequence[Event] = ()) -> File:
         return await self._write(partial(writes.delete_file, file_id=file_id, now=now, outbox=events), durable=True)
 
+    async def tell_of_file(self, file_id: FileId, *, events: Sequence[Event]) -> None:
+        await self._write(partial(writes.tell_of_file, file_id=file_id, outbox=events))
+
     async def expired_uploads(self, *, now: float, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
         return await self._read(partial(reads.expired_uploads, now=now, limit=limit, after=after))
 
@@ -251,6 +264,15 @@ class SqlMetadata:
 
     async def file_keys(self, *, limit: int, after: FileId | None = None) -> tuple[tuple[FileId, str, bool], ...]:
         return await self._read(partial(reads.file_keys, limit=limit, after=after))
+
+    async def unfinished_uploads(self, *, limit: int, after: UploadId | None = None) -> tuple[Upload, ...]:
+        return await self._read(partial(reads.unfinished_uploads, limit=limit, after=after))
+
+    async def tombstones(
+        self, *, before: float, link_before: float, limit: int, after: Tombstone | None = None
+    ) -> tuple[Tombstone, ...]:
+        work = partial(reads.tombstones, before=before, link_before=link_before, limit=limit, after=after)
+        return await self._read(work)
 
     async def purge(self, *, before: float, link_before: float, limit: int) -> int:
         return await self._write(partial(writes.purge, before=before, link_before=link_before, limit=limit))

@@ -31,11 +31,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from service.metadata.base import Advance, Asked, Conflict, Ending, FileIdTaken
 from service.metadata.prepared import Prepared, PreparedPut
 from service.metadata.reads import (
-    ENDED,
     FINISHING,
+    FORGOTTEN,
     LIVE,
     NOT_PARTIAL,
-    READY_PARTIAL,
     RECEIVING,
     TRUSTED,
     WANTED_BY_FINAL,
@@ -167,13 +166,7 @@ _DELETE_FILE = (
 )
 _FILE = select(files).where(files.c.id == bindparam("file_id"))
 
-_ended_uploads = (
-    select(up.id)
-    # A ready partial is the sweeper's: it has bytes to drop first.
-    .where(ENDED, up.updated_at < bindparam("before"), not_(READY_PARTIAL))
-    .order_by(up.updated_at)
-    .limit(bindparam("at_most"))
-)
+_ended_uploads = select(up.id).where(FORGOTTEN).order_by(up.updated_at).limit(bindparam("at_most"))
 _deleted_files = select(files.c.id).where(files.c.deleted_at < bindparam("before")).limit(bindparam("at_most"))
 _spent_links = (
     select(links.c.issuer, links.c.jti)
@@ -355,6 +348,13 @@ def delete_file(connection: Connection, file_id: FileId, now: float, outbox: Seq
     if row is None:
         raise Conflict("there is no such file")
     return load_file(row)
+
+
+def tell_of_file(connection: Connection, file_id: FileId, outbox: Sequence[Event]) -> None:
+    row = connection.execute(_FILE, {"file_id": file_id}).one_or_none()
+    if row is None or row.deleted_at is not None:
+        raise Conflict("there is no such file")
+    _tell(connection, outbox)
 
 
 def purge(connection: Connection, before: float, link_before: float, limit: int) -> int:

@@ -88,6 +88,22 @@ class Held:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A piece of an unfinished upload that storage holds and its ledger does not name."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backing:
+    """How what is held of an unfinished upload agrees with its ledger: bytes [0, backed) are there."""
+
+    backed: int
+    staged: tuple[Staged, ...] = ()
+
+
 class Appender(Protocol):
     """One request's writes to one upload, from `Storage.append`."""
 
@@ -155,8 +171,13 @@ class Storage(Protocol):
     #: label of the storage metrics, e.g. "filesystem"
     name: str
 
-    async def open(self) -> None:
-        """Ready to be used; creates what is missing. Raises StorageError with a clear word."""
+    async def open(self, *, look: bool = False) -> None:
+        """Ready to be used; creates what is missing. Raises StorageError with a clear word.
+
+        Args:
+            look: ready to be looked at; nothing is created or tried out, and a store that is away
+                is StorageUnavailable instead of waited for.
+        """
         ...
 
     async def close(self) -> None:
@@ -211,6 +232,17 @@ class Storage(Protocol):
 
         Raises:
             StorageShort: permanent; the ledger's bytes are not there.
+        """
+        ...
+
+    async def examine(self, upload_id: UploadId, ledger: Sequence[Part], *, older_than: float) -> Backing:
+        """How far the ledger of an upload that is no file yet is backed, told without reading its bytes.
+
+        Args:
+            older_than: seconds; of what no ledger names, what was changed since is left out.
+
+        Raises:
+            StorageUnavailable: worth a retry; it cannot be told.
         """
         ...
 

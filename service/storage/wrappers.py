@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from service.storage.base import (
     Appender,
+    Backing,
     Fence,
     Held,
     Observer,
@@ -118,8 +119,8 @@ class MeteredStorage:
     """A Storage whose calls are counted and timed by operation and outcome.
 
     `close`, `signed_url` and an appender's `held` are not: they ask nothing of the backend. Nor is
-    the listing `held`, whose time is mostly its consumer's. Bytes that the kernel sends from
-    `StoredFile.fd` are not seen here.
+    the listing `held`, whose time is mostly its consumer's, nor `examine`, which serves commands
+    alone. Bytes that the kernel sends from `StoredFile.fd` are not seen here.
     """
 
     def __init__(self, inner: Storage, metrics: Metrics, clock: Clock) -> None:
@@ -127,10 +128,10 @@ class MeteredStorage:
         self._inner = inner
         self._meter = _Meter(inner.name, metrics, clock)
 
-    async def open(self) -> None:
+    async def open(self, *, look: bool = False) -> None:
         """See Storage."""
         with self._meter.call("open"):
-            await self._inner.open()
+            await self._inner.open(look=look)
 
     async def close(self) -> None:
         """See Storage."""
@@ -166,6 +167,10 @@ class MeteredStorage:
     def read_upload(self, ledger: Sequence[Part], start: int, end: int) -> AsyncIterator[bytes]:
         """See Storage."""
         return self._meter.pieces(self._inner.read_upload(ledger, start, end))
+
+    async def examine(self, upload_id: UploadId, ledger: Sequence[Part], *, older_than: float) -> Backing:
+        """See Storage."""
+        return await self._inner.examine(upload_id, ledger, older_than=older_than)
 
     async def concatenate(self, upload_id: UploadId, sources: Sequence[Sequence[Part]], *, epoch: int) -> Receipt:
         """See Storage."""

@@ -6,8 +6,10 @@ import asyncio
 from functools import partial as bound
 from typing import Any
 
-from service.metadata.base import Ending, MetadataStore, Totals
-from service.model import ConcatKind, FileId, State, Upload
+import pytest
+
+from service.metadata.base import Conflict, Ending, MetadataStore, Tombstone, Totals
+from service.model import ConcatKind, FileId, State, Upload, UploadId
 from tests.contract.metadata_values import (
     DAY,
     NOW,
@@ -15,11 +17,13 @@ from tests.contract.metadata_values import (
     final,
     finishing,
     leased,
+    make_event,
     make_file,
     part,
     partial,
     ready,
     step,
+    use_of,
 )
 
 
@@ -128,6 +132,57 @@ class UpkeepContract:
         expected = [(upload.file_id, make_file(upload).key, upload is uploads[0]) for upload in uploads]
         assert found == sorted(expected)
 
+    async def test_unfinished_uploads(self, store: MetadataStore) -> None:
+        """Uploads that have a ledger are listed once, page by page, by id: partials also when they are ready."""
+        wanted = [await created(store), await partial(store), (await finishing(store))[0]]
+        wanted += [await ready(store, concat_kind=ConcatKind.PARTIAL), await final(store, wanted[1])]
+        await ready(store)
+        await ended(store, State.FAILED, NOW)
+        found: list[Upload] = []
+        while page := await store.unfinished_uploads(limit=2, after=found[-1].id if found else None):
+            found += page
+        assert found == sorted(wanted, key=lambda upload: upload.id)
+
+    @pytest.mark.parametrize("limit", [1, 2, 100])
+    async def test_tombstones_are_what_a_purge_forgets(self, store: MetadataStore, limit: int) -> None:
+        """Listed page by page, each once; then a purge forgets just as many, and none is left."""
+        old = [await ended(store, state, NOW - 1) for state in (State.FAILED, State.TERMINATED)]
+        old += [await ready(store), await ready(store)]
+        await store.delete_file(old[2].file_id, now=NOW - 1)
+        await store.delete_file(old[3].file_id, now=NOW + 2)
+        kept = [await ended(store, State.FAILED, NOW + 2), await created(store)]
+        kept += [await ready(store, concat_kind=ConcatKind.PARTIAL)]
+        # a link that an old upload and one that stays have in common
+        shared = await ended(store, State.FAILED, NOW - 1)
+        use = await store.link_use(shared.terms.issuer, shared.terms.jti)
+        assert use is not None
+        other = kept[1].with_(id=UploadId("u_" + "z" * 26), file_id=FileId("f_" + "z" * 26), terms=shared.terms)
+        await store.create_upload(other, use_of(other, version=use.version))
+        expected = [Tombstone("upload", upload.id) for upload in [*old, shared]]
+        expected += [Tombstone("file", old[2].file_id)]
+        expected += [Tombstone("link", upload.terms.jti, upload.terms.issuer) for upload in old]
+
+        due: dict[str, Any] = {"before": NOW + 1, "link_before": NOW + DAY}
+        found: list[Tombstone] = []
+        while page := await store.tombstones(**due, limit=limit, after=found[-1] if found else None):
+            found += page
+        assert found == sorted(expected)
+        assert await store.purge(**due, limit=100) == len(found)
+        assert await store.tombstones(**due, limit=100) == ()
+
+    async def test_an_event_of_a_file_is_told_while_there_is_one(self, store: MetadataStore) -> None:
+        """Of a file that is not there, or was deleted, nothing is told."""
+        upload = await ready(store)
+        before = len(await store.events())
+        event = make_event(upload.file_id, "file.corrupt")
+        await store.tell_of_file(upload.file_id, events=[event])
+        assert [told for _, told in (await store.events())[before:]] == [event]
+        await store.delete_file(upload.file_id, now=NOW)
+        for file_id in (upload.file_id, FileId("f_none")):
+            with pytest.raises(Conflict):
+                await store.tell_of_file(file_id, events=[make_event(file_id)])
+        assert len(await store.events()) == before + 1
+
     async def test_purge_forgets_old_tombstones(self, store: MetadataStore) -> None:
         """Ended uploads and ready ones last updated before the instant go; newer and open ones stay."""
         old = [await ended(store, state, NOW - 1) for state in (State.FAILED, State.EXPIRED, State.TERMINATED)]
@@ -200,7 +255,7 @@ class UpkeepContract:
 
     async def test_totals(self, store: MetadataStore) -> None:
         """Open uploads, files, and the bytes of files, of open uploads and of ready partials are counted."""
-        assert await store.totals() == Totals(0, 0, 0)
+        assert await store.totals() == Totals(0, 0, 0, 0)
         upload, lease = await leased(store)
         await store.advance(upload.id, epoch=lease.epoch, from_offset=0, step=step(7), now=NOW)
         await finishing(store)
@@ -209,7 +264,7 @@ class UpkeepContract:
         deleted = await ready(store)
         await store.delete_file(deleted.file_id, now=NOW)
         await ended(store, State.EXPIRED, NOW)
-        assert await store.totals() == Totals(uploads_open=2, files=1, stored_bytes=7 + 3 * 1000)
+        assert await store.totals() == Totals(uploads_open=2, files=1, file_bytes=1000, stored_bytes=7 + 3 * 1000)
 
     async def test_e1_a_duty_is_one_owners_for_its_term(self, store: MetadataStore, other: MetadataStore) -> None:
         """E1: until the term is over the owner alone can take a duty again; then the first who asks has it."""

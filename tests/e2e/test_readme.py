@@ -383,7 +383,17 @@ def test_a_setting_named_exists(name: str) -> None:
     assert name in {env_name(field) for field in Settings.model_fields}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/clients.md", "docs/protocols.md", "docs/link-vectors.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "docs/clients.md",
+        "docs/protocols.md",
+        "docs/link-vectors.md",
+        "docs/operating.md",
+        "docs/s3.md",
+    ],
+)
 def test_links_between_pages_lead_somewhere(page: str) -> None:
     """Every relative link is that of a file."""
     path = ROOT / page

@@ -43,8 +43,10 @@ LAYERS: Final = {
     "service.storage.s3": 2,
     "service.claiming": 3,
     "service.downloads": 3,
+    "service.due": 3,
     "service.files": 3,
     "service.finishing": 3,
+    "service.fsck": 3,
     "service.gate": 3,
     "service.janitor": 3,
     "service.lookup": 3,
@@ -53,6 +55,7 @@ LAYERS: Final = {
     "service.settling": 3,
     "service.tasks": 3,
     "service.uploads": 3,
+    "service.verifying": 3,
     "service.web": 4,
     "service.__main__": 5,
     "service.allocator": 5,
@@ -63,6 +66,7 @@ LAYERS: Final = {
     "service.logs": 5,
     "service.runtime": 5,
     "service.starting": 5,
+    "service.stores": 5,
     "service.workers": 5,
 }
 NAMES: Final = ("pure", "port", "adapter", "use-case", "web", "wiring")

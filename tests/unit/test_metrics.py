@@ -150,8 +150,8 @@ def test_small_transfers_do_not_count_as_throughput():
 def test_gauges_show_what_was_counted_in_the_store():
     """The gauges are the store's totals, whatever they were before."""
     metrics = Metrics("1")
-    metrics.totals(Totals(uploads_open=9, files=9, stored_bytes=9))
-    metrics.totals(Totals(uploads_open=2, files=3, stored_bytes=2**33))
+    metrics.totals(Totals(uploads_open=9, files=9, file_bytes=9, stored_bytes=9))
+    metrics.totals(Totals(uploads_open=2, files=3, file_bytes=2**32, stored_bytes=2**33))
     found = samples(metrics)
     assert [found[(f"attachd_{name}", frozenset())] for name in ("uploads_open", "files", "stored_bytes")] == [
         2,

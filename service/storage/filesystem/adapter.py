@@ -15,8 +15,8 @@ import aiofiles.os
 import aiofiles.tempfile
 
 from service.model import Part, UploadId
-from service.storage.base import Fence, Held, Observer, Receipt, StorageError, StorageUnavailable, Stored
-from service.storage.filesystem import listing, publishing, reading, salvaging
+from service.storage.base import Backing, Fence, Held, Observer, Receipt, StorageError, StorageUnavailable, Stored
+from service.storage.filesystem import examining, listing, publishing, reading, salvaging
 from service.storage.filesystem.appender import DiskAppender
 from service.storage.filesystem.layout import Durability, Layout, lock, translated
 from service.storage.threads import Threads
@@ -46,9 +46,13 @@ class FilesystemStorage:
         self._joiners = Threads(threads, "attachd-join")
         self._publishers = Threads(threads, "attachd-publish")
 
-    async def open(self) -> None:
+    async def open(self, *, look: bool = False) -> None:
         """See `Storage.open`."""
         try:
+            if look:
+                # a disk that is mounted read-only can be looked at too
+                await self._helpers.run(self._layout.check_there)
+                return
             with translated("it cannot be made"):
                 await self._helpers.run(self._layout.make)
             await self.probe()
@@ -108,6 +112,12 @@ class FilesystemStorage:
     def read_upload(self, ledger: Sequence[Part], start: int, end: int) -> AsyncIterator[bytes]:
         """See `Storage.read_upload`."""
         return reading.read_upload(self._layout, self._helpers, ledger, start, end)
+
+    async def examine(self, upload_id: UploadId, ledger: Sequence[Part], *, older_than: float) -> Backing:
+        """See `Storage.examine`. Bytes behind the ledger's end, in a segment that it names, are not told of."""
+        before = time.time() - older_than
+        with translated("looking"):
+            return await self._helpers.run(partial(examining.examine, self._layout, upload_id, ledger, before))
 
     async def concatenate(self, upload_id: UploadId, sources: Sequence[Sequence[Part]], *, epoch: int) -> Receipt:
         """See `Storage.concatenate`. Copied by the kernel; where extents are shared, not at all."""

@@ -58,6 +58,11 @@ class Layout:
         if self.durability is not Durability.NONE:
             sync_directory(self.root)
 
+    def check_there(self) -> None:
+        """Raises StorageUnavailable: what `make` makes is not there."""
+        if not self.uploads.is_dir() or not self.files.is_dir():
+            raise StorageUnavailable("the storage directory is not there; is its disk mounted?")
+
     def free_bytes(self) -> int:
         """What an unprivileged user may still write, less the reserve; never negative."""
         found = os.statvfs(self.root)
@@ -131,8 +136,10 @@ class Layout:
 
     def gone_file(self) -> StorageError:
         """Why something that the metadata names is not there: an unmounted disk is no lost file."""
-        if not self.uploads.is_dir() or not self.files.is_dir():
-            return StorageUnavailable("the storage directory is not there; is its disk mounted?")
+        try:
+            self.check_there()
+        except StorageUnavailable as error:
+            return error
         return StorageShort("it is not there")
 
     def open_part(self, part: Part) -> tuple[int, int]:

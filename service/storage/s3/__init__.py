@@ -33,7 +33,8 @@ earliest. A rule of the bucket that aborts multipart uploads must leave them alo
 `ATTACHD_UPLOAD_LIFE`: one that vanished fails its upload (lesson C2).
 
 Rights needed below the prefix: s3:PutObject, s3:GetObject, s3:DeleteObject,
-s3:AbortMultipartUpload; on the bucket: s3:ListBucket, s3:ListBucketMultipartUploads.
+s3:AbortMultipartUpload; on the bucket: s3:ListBucket, s3:ListBucketMultipartUploads. Only
+`examine`, which serves a command alone, needs s3:ListMultipartUploadParts.
 """
 
 from service.storage.s3.adapter import S3Storage

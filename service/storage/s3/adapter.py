@@ -13,6 +13,7 @@ from botocore.exceptions import BotoCoreError
 from service.clock import Clock
 from service.model import Part, UploadId
 from service.storage.base import (
+    Backing,
     Fence,
     Held,
     Observer,
@@ -23,7 +24,7 @@ from service.storage.base import (
     Stored,
 )
 from service.storage.parts import part_size
-from service.storage.s3 import leftovers, naming, owning, reading
+from service.storage.s3 import examining, leftovers, naming, owning, reading
 from service.storage.s3.advice import why
 from service.storage.s3.appender import S3Appender
 from service.storage.s3.calls import Calls, Watch
@@ -105,12 +106,15 @@ class S3Storage:
             part_bytes=part_size(most_bytes, wanted=part_bytes, align=1),
         )
 
-    async def open(self) -> None:
+    async def open(self, *, look: bool = False) -> None:
         """See `Storage.open`. A store that is only away now does not keep the service from starting."""
         try:
             await self._workers.run(lambda: self._calls.connect(checksums=False))
         except (BotoCoreError, ValueError) as error:
             raise self._unusable(error) from None
+        if look:
+            await self._look()
+            return
         learning = self._learning = asyncio.create_task(self._learn())
         await asyncio.wait({learning}, timeout=_START_SECONDS)
         reason = f"no answer within {_START_SECONDS:g} s"
@@ -127,6 +131,17 @@ class S3Storage:
                 return
         log.warning("storage_away", reason=reason)
         self._learning = asyncio.create_task(self._learn_later(learning, reason))
+
+    async def _look(self) -> None:
+        """The bucket is there and this database's; nobody's is not claimed. Raises StorageError."""
+        self._settled = True
+        try:
+            await self._calls.head_bucket()
+            await self._own()
+        except owning.NotOurs:
+            raise
+        except StoreRefused as error:
+            raise self._unusable(answer_in(error)) from None
 
     def _unusable(self, error: Exception) -> StorageError:
         return StorageError(f"{why(error, bucket=self._bucket)} (`attachd doctor` tells more)")
@@ -244,6 +259,11 @@ class S3Storage:
         async with aclosing(read) as pieces:
             async for piece in pieces:
                 yield piece
+
+    async def examine(self, upload_id: UploadId, ledger: Sequence[Part], *, older_than: float) -> Backing:
+        """See `Storage.examine`. What no ledger names goes with the upload, and is not asked for."""
+        await self._own()
+        return Backing(await examining.backed(self._calls, ledger))
 
     async def concatenate(self, upload_id: UploadId, sources: Sequence[Sequence[Part]], *, epoch: int) -> Receipt:
         """See `Storage.concatenate`."""

@@ -416,6 +416,20 @@ class Calls:
             next_page = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page.get("NextUploadIdMarker", "")}
         return Page(tuple(found), next_page, self._store_clock(page))
 
+    async def parts(self, key: str, multipart_id: str) -> dict[int, tuple[str, int]]:
+        """ETag and size of each part of a multipart upload, by number. Raises StorageShort: there is no such one."""
+        found: dict[int, tuple[str, int]] = {}
+        more: dict[str, Any] = {}
+        while True:
+            arguments: Any = {"Bucket": self._bucket, "Key": self._key(key), "UploadId": multipart_id, **more}
+            ask = functools.partial(self._any.list_parts, **arguments)
+            page = await self.run("list_parts", ask, threads=self._readers)
+            found |= {entry["PartNumber"]: (entry["ETag"], entry["Size"]) for entry in page.get("Parts", [])}
+            last = max(found, default=0)
+            if not page.get("IsTruncated") or more.get("PartNumberMarker") == last:
+                return found
+            more = {"PartNumberMarker": last}
+
     def _store_clock(self, page: Mapping[str, Any]) -> float:
         date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
         return parsedate_to_datetime(date).timestamp() if date else self._clock.now()

@@ -1,0 +1,125 @@
+"""Settings become a policy and two stores: what a service and the commands beside it both need.
+
+A command is given stores that were made by a service: it makes none, migrates nothing and lets go
+of nobody's lease, so it may run beside any number of processes, and without one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from service import __version__
+from service.clock import Clock, SystemClock
+from service.metadata.base import MetadataError
+from service.metadata.engine import parse_url
+from service.metadata.sql import SqlMetadata
+from service.metrics import Metrics
+from service.protocol.intents import Policy
+from service.setting_types import hide_secrets
+from service.settings import Settings
+from service.starting import naming
+from service.storage.base import Storage
+from service.storage.filesystem import FilesystemStorage
+from service.web.buffers import BufferPool
+
+#: free disk that is left to the database, so that a full disk can be recorded, and given back (lesson D5)
+_RESERVE_BYTES: Final = 16 * 2**20
+#: of the memory for bytes under way, what request bodies get where parts wait in memory as well
+_BODIES_SHARE: Final = 4
+
+
+def make_policy(settings: Settings) -> Policy:
+    return Policy(
+        max_size=settings.max_size,
+        block_size=settings.block_size,
+        strong_hash=settings.strong_hash == "sha256",
+        idle_seconds=settings.upload_idle,
+        life_seconds=settings.upload_life,
+        tombstone_seconds=settings.tombstone,
+    )
+
+
+def make_storage(
+    settings: Settings, clock: Clock, metrics: Metrics, *, owner: str, settled: bool
+) -> tuple[BufferPool, Storage, Callable[[], int]]:
+    """Where the bytes are kept; the memory for those that come in; and how much of `buffer_limit` is in use.
+
+    Args:
+        owner: the identity of the database.
+        settled: whether it knows of bytes that must be there.
+    """
+    if settings.s3_bucket is None:
+        pool = BufferPool(settings.buffer_limit)
+        disk = FilesystemStorage(settings.data, durability=settings.durability, reserve_bytes=_RESERVE_BYTES)
+        return pool, disk, lambda: pool.used_bytes
+    # boto3 is 20 MiB and a quarter of a second that a disk does not need
+    from service.storage.s3 import Memory, S3Storage, options_of  # noqa: PLC0415
+
+    pool = BufferPool(settings.buffer_limit // _BODIES_SHARE)
+    memory = Memory(settings.buffer_limit - pool.limit_bytes)
+    bucket = S3Storage(
+        options_of(settings),
+        clock,
+        memory,
+        most_bytes=settings.max_size,
+        part_bytes=settings.s3_part_size,
+        owner=owner,
+        settled=settled,
+        watch=partial(metrics.storage_request, S3Storage.name),
+    )
+    return pool, bucket, lambda: pool.used_bytes + memory.used
+
+
+def storage_setting(settings: Settings) -> str:
+    """What is to blame for trouble with the storage; with S3 its words tell which setting or AWS variable is."""
+    return "ATTACHD_STORAGE=s3" if settings.storage == "s3" else "ATTACHD_DATA"
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Both, open."""
+
+    metadata: SqlMetadata
+    storage: Storage
+    clock: Clock
+    metrics: Metrics
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings, *, look: bool, read_only: bool) -> AsyncIterator[Stores]:
+    """The stores of a service, for a command.
+
+    Args:
+        look: nothing is changed in the storage.
+        read_only: nor in the database.
+
+    Raises:
+        CannotStart: one of them is not there, not usable, or not the other's; says why.
+    """
+    clock, metrics = SystemClock(), Metrics(__version__)
+    async with contextlib.AsyncExitStack() as stack:
+        with naming("ATTACHD_DATABASE", hide_secrets(settings.database_url)):
+            await asyncio.to_thread(_check_there, settings)
+            metadata = SqlMetadata(settings.database_url, durability=settings.durability, read_only=read_only)
+            stack.push_async_callback(metadata.close)
+            await metadata.open()
+            owner = await metadata.identity()
+        # a place without an owner is claimed by a service alone
+        _, storage, _ = make_storage(settings, clock, metrics, owner=owner, settled=True)
+        stack.push_async_callback(storage.close)
+        with naming(storage_setting(settings)):
+            await storage.open(look=look)
+        yield Stores(metadata, storage, clock, metrics)
+
+
+def _check_there(settings: Settings) -> None:
+    """Raises MetadataError: SQLite would make a database that is not there."""
+    url = parse_url(settings.database_url)
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+        raise MetadataError("there is no such database; a service makes it at its first start")
