@@ -31,7 +31,7 @@ class Upload:
 
     #: where it is, and the link that made it: paths
     path: str
-    link: str
+    link: str = field(repr=False)
     link_expires_at: float
     created_at: float
     expires_at: float
@@ -39,9 +39,9 @@ class Upload:
     length: int | None = None
     kind: ConcatKind = ConcatKind.NONE
     state: State = State.RECEIVING
-    content: bytes = b""
+    content: bytes = field(default=b"", repr=False)
     #: of a final
-    partials: Sequence[Upload] = ()
+    partials: Sequence[Upload] = field(default=(), repr=False)
     #: the link names another SHA-256 than the content will have
     doomed: bool = False
     #: the `Upload-Length` of its creation, None: deferred; and whether a tus creation with this link finds it
@@ -71,7 +71,7 @@ class Upload:
 class Body:
     """A request body as it is sent."""
 
-    content: bytes = b""
+    content: bytes = field(default=b"", repr=False)
     #: bytes of it that are sent before the connection ends; None: all, and an answer is read
     cut_after: int | None = None
     chunked: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any, TypeVar
 
 from aiohttp import web_app
 
+from service.duties import TERM_SECONDS
+from service.janitor import _SWEEPS
 from service.storage.base import StorageUnavailable
 from tests.web.harness import OCTETS, Answer, FakeClock, Line, Site, b64, chunk, head, site
 from tests.web.modelled import Body, Upload
@@ -60,9 +63,11 @@ class Pair:
             await here.service.tasks.drain()
 
     async def open(self) -> None:
-        """Both serve."""
+        """Both serve, and sweep when they are told to: another has the duty for ever."""
         for which in range(2):
             await self._start(which)
+        later = self.clock.now() + TERM_SECONDS
+        assert await self.sites[0].service.metadata.take_duty(_SWEEPS, "nobody", now=later, until=math.inf)
 
     async def _start(self, which: int) -> None:
         stack = AsyncExitStack()
