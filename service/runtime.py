@@ -353,12 +353,16 @@ async def _metadata(settings: Settings, stack: contextlib.AsyncExitStack, *, mig
     except SchemaMismatch:
         if not migrates or settings.database is not None:
             raise
-        # it is a quarter of all that a start imports, and seldom needed
-        from service.metadata.migrate import migrate  # noqa: PLC0415
-
-        await asyncio.to_thread(migrate, settings.database_url, busy_seconds=busy_seconds)
+        await asyncio.to_thread(_migrate, settings.database_url, busy_seconds)
         await metadata.open()
     return metadata
+
+
+def _migrate(url: str, busy_seconds: float) -> None:
+    # it is a quarter of all that a start imports, and seldom needed
+    from service.metadata.migrate import migrate  # noqa: PLC0415
+
+    migrate(url, busy_seconds=busy_seconds)
 
 
 @contextlib.contextmanager

@@ -140,6 +140,20 @@ class S3Site:
         return int(answer.split(b" ", 2)[1])
 
 
+def on_bucket(store: Store, bucket: str, faulty: FaultyStore) -> dict[str, Any]:
+    """Settings of a service whose files lie in the bucket, in parts as small as stores take them."""
+    return {
+        "storage": "s3",
+        "s3_bucket": bucket,
+        "s3_endpoint": faulty.endpoint,
+        "s3_region": store.region,
+        "s3_prefix": PREFIX,
+        "s3_addressing": "path",
+        "s3_part_size": PART,
+        "block_size": MIB,
+    }
+
+
 @asynccontextmanager
 async def s3_site(
     folder: Path,
@@ -161,16 +175,7 @@ async def s3_site(
     """
     if answers_within is not None:
         give_up_soon(monkeypatch, answers_within)
-    settings: dict[str, Any] = {
-        "storage": "s3",
-        "s3_bucket": bucket,
-        "s3_endpoint": faulty.endpoint,
-        "s3_region": store.region,
-        "s3_prefix": PREFIX,
-        "s3_addressing": "path",
-        "s3_part_size": PART,
-        "block_size": MIB,
-    }
+    settings = on_bucket(store, bucket, faulty)
     async with bucket_of(store, bucket, faulty, monkeypatch) as held_in:
         async with site(folder, clock=clock, **settings | changes) as here:
             running = S3Site(here, held_in)
