@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+# on a loaded machine a start alone can take ten seconds
+pytestmark = pytest.mark.timeout(180)
+
 KIB: Final = 2**10
 MIB: Final = 2**20
 CUTS: Final = int(os.environ.get("ATTACHD_TEST_CUTS", "200"))
@@ -90,7 +93,6 @@ def cost(service: ServiceProcess) -> Cost:
 # --- dawdlers -----------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(180)
 def test_D4_whoever_dawdles_is_ended(tmp_path: Path) -> None:
     """Connections that say nothing, half a head, a byte of one now and then, no body, or a drip of one, all end by
     themselves; what came of bodies is kept, a slow client is not touched, and HEAD answers meanwhile.
@@ -443,7 +445,6 @@ async def test_L1_a_half_open_writer_makes_way(service: ServiceProcess) -> None:
     assert await asyncio.to_thread(download, service, url) == content
 
 
-@pytest.mark.timeout(120)
 def test_L1_two_clients_of_one_upload_both_succeed(service: ServiceProcess) -> None:
     """Two clients that send the same file to one address, and come again when told to, both see its end, after few
     take-overs.
