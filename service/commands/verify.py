@@ -85,7 +85,7 @@ class Report:
 
 
 @click.command()
-@click.argument("file_id", metavar="FILE_ID", required=False)
+@click.argument("file_id", metavar="[FILE_ID]", required=False)
 @click.option("--all", "every", is_flag=True, help="Every file that is not deleted.")
 @click.option("--rate", type=RATE, metavar="RATE", help="Read no faster than this, e.g. 200MiB/s.")
 @click.pass_context

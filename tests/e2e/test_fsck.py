@@ -18,7 +18,7 @@ from tests.e2e.process import ServiceProcess, free_port
 from tests.e2e.test_operating import begin_upload, patch, run
 from tests.e2e.upkeep import BucketPlace, DiskPlace, Place
 from tests.web.harness import TUS, Site
-from tests.web.sweeps import HOUR, final
+from tests.web.sweeps import HOUR, broken, final
 
 
 def findings(done: subprocess.CompletedProcess[str]) -> list[tuple[str, str]]:
@@ -85,15 +85,26 @@ def copied(place: Place, target: Path) -> None:
 
 
 def test_what_agrees_is_clean(place: Place) -> None:
-    """Files, unfinished uploads, partials and a final that waits: no finding, exit code 0, and no byte changed."""
+    """Files, uploads in every unfinished state, partials and a final that waits: no finding, and no byte changed."""
     made = Made()
+
+    async def finishing(here: Site) -> None:
+        path = await here.create(10)
+        await here.patch(path, 0, b"two ")
+        with broken(here, "metadata", "publish"):
+            assert (await here.patch(path, 4, b"pieces")).status == 503
+        path = await here.create(4)
+        with broken(here, "storage", "complete"):
+            assert (await here.patch(path, 0, b"last")).status == 503
+
     place.made(made.first)
     place.made(made.then)
+    place.made(finishing)
     place.age(2 * HOUR)
     before = place.snapshot()
     done = place.run("fsck")
     assert (done.returncode, done.stderr, findings(done)) == (0, "", [])
-    assert done.stdout.startswith("3 files, 6 unfinished uploads: 0 findings (")
+    assert done.stdout.startswith("3 files, 8 unfinished uploads: 0 findings (")
     assert place.snapshot() == before
 
 

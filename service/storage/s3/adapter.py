@@ -263,7 +263,7 @@ class S3Storage:
     async def examine(self, upload_id: UploadId, ledger: Sequence[Part], *, older_than: float) -> Backing:
         """See `Storage.examine`. What no ledger names goes with the upload, and is not asked for."""
         await self._own()
-        return Backing(await examining.backed(self._calls, ledger))
+        return Backing(await examining.backed(self._calls, upload_id, ledger))
 
     async def concatenate(self, upload_id: UploadId, sources: Sequence[Sequence[Part]], *, epoch: int) -> Receipt:
         """See `Storage.concatenate`."""

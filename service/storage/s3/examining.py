@@ -14,8 +14,18 @@ from service.storage.s3 import naming
 from service.storage.s3.calls import Calls
 
 
-async def backed(calls: Calls, ledger: Sequence[Part]) -> int:
-    """The end of the gap-free run of pieces that are there as the ledger has them. Raises StorageUnavailable."""
+async def backed(calls: Calls, upload_id: str, ledger: Sequence[Part]) -> int:
+    """The end of the gap-free run of bytes that are there as the ledger has them. Raises StorageUnavailable."""
+    end = ledger[-1].end if ledger else 0
+    reached = await _pieces(calls, ledger)
+    # what a finished file was made of is gone
+    if reached < end and await calls.size(naming.file_key(naming.name_of(upload_id))) == end:
+        return end
+    return reached
+
+
+async def _pieces(calls: Calls, ledger: Sequence[Part]) -> int:
+    """How far the pieces that the ledger names are there."""
     reached = await _parts(calls, [part for part in ledger if naming.multipart_of(part) is not None])
     for part in ledger:
         if naming.multipart_of(part) is not None:
