@@ -173,7 +173,7 @@ class StreamBody:
         chunk = memoryview(b"")
         try:
             await self._send_continue()
-            while data := await self._more():
+            while data := await self._more_with_room():
                 self.received += len(data)
                 self._pace.progress(self.received, self._clock.monotonic())
                 chunk = memoryview(data)
@@ -187,6 +187,19 @@ class StreamBody:
         except Exception as error:  # noqa: BLE001 - aiohttp has many names for a body that broke off (A-08)
             log.debug("body_cut", error=repr(error))
             self._end(Ending.CUT)
+
+    async def _more_with_room(self) -> bytes:
+        """The next bytes, once there is room for them: until then they stay with aiohttp, which stops the client."""
+        if self._ready and self._filling is None:
+            self._holding_up = True
+            await self._until_read()
+            self._go_on()
+        return await self._more()
+
+    async def _until_read(self) -> None:
+        while self._ready:
+            self._room.clear()
+            await self._room.wait()
 
     async def _more(self) -> bytes:
         """The next bytes; empty at the end of a whole body. Raises if it broke off (A-08)."""
@@ -209,9 +222,7 @@ class StreamBody:
             self._filling = self._pool.take_now(wanted)
         if self._filling is None:
             self._holding_up = True
-            while self._ready:
-                self._room.clear()
-                await self._room.wait()
+            await self._until_read()
             self._filling = await self._pool.take(wanted)
             self._go_on()
 

@@ -11,13 +11,15 @@ import random
 import resource
 import sqlite3
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from tests.e2e.cost import Cost
 from tests.e2e.lines import Answer, Line, append, ask, create, download, finish, offset_of, patch, until
 from tests.e2e.process import ROOT, ServiceProcess
 from tests.e2e.sick import SickProcess
@@ -225,6 +227,25 @@ def test_D6_a_disk_that_hangs_holds_up_nobody_else(tmp_path: Path) -> None:
             assert line.answer().status == 204
             assert download(service, url) == content
             line.close()
+
+
+def test_memory_is_bounded_while_a_disk_hangs(tmp_path: Path) -> None:
+    """Of what many clients send meanwhile no more is taken in than the buffers hold and each connection may."""
+    with SickProcess(tmp_path, ATTACHD_BUFFER_LIMIT="16MiB") as service, ExitStack() as stack:
+        cost = Cost(service)
+        urls = [create(service, 8 * MIB) for _ in range(100)]
+        service.hold_up_disk()
+        lines = [stack.enter_context(Line(service.address)) for _ in urls]
+        with ThreadPoolExecutor(len(lines)) as threads:
+            for line, url in zip(lines, urls, strict=True):
+                line.send(patch(url, 0, 8 * MIB))
+                threads.submit(line.pour, bytes(MIB), 8 * MIB, 2)
+        print(f"{len(lines)} clients: {cost.bytes_more() / MIB:.0f} MiB more", file=sys.stderr)
+        # the allocator keeps 64 MiB of what it was given back
+        assert cost.bytes_more() < (16 + 64) * MIB + len(lines) * MIB
+        service.let_disk_go()
+        stack.close()
+        until(cost.all_closed, "all descriptors are given back")
 
 
 # --- a database that is locked or damaged -----------------------------------------------------------
