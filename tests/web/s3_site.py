@@ -164,6 +164,7 @@ async def s3_site(
     *,
     clock: FakeClock | None = None,
     answers_within: float | None = None,
+    sweeps: bool = True,
     **changes: Any,
 ) -> AsyncIterator[S3Site]:
     """A service on the bucket, in parts as small as stores take them; what it asked at its start is not counted.
@@ -172,6 +173,7 @@ async def s3_site(
 
     Args:
         answers_within: how long it waits for the store, in seconds; None: as in production.
+        sweeps: False for the second of two processes, which leaves that to the first.
     """
     if answers_within is not None:
         give_up_soon(monkeypatch, answers_within)
@@ -180,7 +182,8 @@ async def s3_site(
         async with site(folder, clock=clock, **settings | changes) as here:
             running = S3Site(here, held_in)
             try:
-                await until(lambda: here.service.janitor._slow is not None and here.service.janitor._slow.done())
+                if sweeps:
+                    await until(lambda: here.service.janitor._slow is not None and here.service.janitor._slow.done())
                 faulty.clear()
                 yield running
             finally:

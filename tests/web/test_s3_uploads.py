@@ -115,7 +115,7 @@ async def test_two_processes_share_an_upload(
     """What one process stored another goes on with, though the first still has the tail at hand, and both read it."""
     async with (
         s3_site(tmp_path, store, bucket, faulty, monkeypatch, alone=False) as one,
-        s3_site(tmp_path, store, bucket, faulty, monkeypatch, alone=False) as two,
+        s3_site(tmp_path, store, bucket, faulty, monkeypatch, alone=False, sweeps=False) as two,
     ):
         path = await one.here.create(len(CONTENT))
         assert (await one.patch(path, 0, CONTENT[: 2 * MIB])).status == 204
