@@ -9,6 +9,7 @@ the finished file is the one that was sent. What else it meets is kept in `fault
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import threading
 import time
@@ -99,7 +100,7 @@ class Senders:
             self._expect(offset <= asked.offset <= offset + len(body), f"HEAD after {offset}: {asked}")
             offset = asked.offset
             if offset == len(content):
-                file_id = self._service.status(url)["file_id"]
+                file_id = json.loads(self._ask("GET", url, again={503}).body)["file_id"]
         self._check(file_id, content)
 
     def _check(self, file_id: str, content: bytes) -> None:

@@ -1,6 +1,6 @@
 """Any order of what clients, time and operators do, against two services on one directory, and a model.
 
-Hypothesis chooses the steps; `tests.web.upload_model` says what each must come to. Two real
+Hypothesis chooses the steps; `tests.web.modelled` says what each must come to. Two real
 services share the database and the storage as two workers do, each request goes to one of them,
 and the clock is the test's. After every step each upload is looked at, and at the end of a run
 nothing may be left of any. The steps are the same each time; `ATTACHD_TEST_STEPS` asks for more
