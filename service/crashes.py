@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -44,8 +44,13 @@ def may_lose_bytes(settings: Settings) -> bool:
 
 
 @asynccontextmanager
-async def run_recorded(metadata: MetadataStore, settings: Settings) -> AsyncIterator[None]:
-    """The run of the one process (tree) on the data directory; nothing writes to it any more when it is left.
+async def run_recorded(
+    metadata: MetadataStore, settings: Settings, others: Callable[[], bool] = lambda: False
+) -> AsyncIterator[None]:
+    """The run of the one process (tree) on the data directory; it writes nothing any more when it is left.
+
+    Args:
+        others: whether another service uses the directory: then what that one takes is not synced by this end.
 
     Raises:
         MetadataError: the run could not be recorded, so it must not take bytes.
@@ -58,7 +63,7 @@ async def run_recorded(metadata: MetadataStore, settings: Settings) -> AsyncIter
     try:
         yield
     finally:
-        if begun.unsynced:
+        if begun.unsynced and not await asyncio.to_thread(others):
             await _end(metadata, settings, run)
 
 

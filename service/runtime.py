@@ -165,7 +165,7 @@ async def claimed(settings: Settings, *, beside: bool = False) -> AsyncIterator[
             if alone:
                 # whoever held a lease is gone
                 await metadata.drop_leases()
-            await stack.enter_async_context(run_recorded(metadata, settings))
+            await stack.enter_async_context(run_recorded(metadata, settings, directory.others))
         await asyncio.to_thread(directory.settle)
         yield Claim(directory, public, operations, keys, alone)
 

@@ -62,8 +62,12 @@ class Nursery:
 
         Raises:
             NurseryLost: there is none.
+            OSError: worth a retry; the system has no process to give.
         """
-        return self._ask(job, descriptors)
+        pid = self._ask(job, descriptors)
+        if pid < 0:
+            raise OSError(-pid, os.strerror(-pid))
+        return pid
 
     def reap(self, pid: int) -> int:
         """How the worker ended, as `subprocess` tells it. One that should have and has not is killed.
@@ -96,7 +100,10 @@ def _serve(connected: socket.socket, prepare: Callable[[str], None]) -> NoReturn
                 break
             request = pickle.loads(data)  # noqa: S301 - of our own parent, over a socket pair
             if isinstance(request, Job):
-                answer = _bear(request, descriptors, connected, prepare)
+                try:
+                    answer = _bear(request, descriptors, connected, prepare)
+                except OSError as error:
+                    answer = -(error.errno or 1)
                 for descriptor in descriptors:
                     os.close(descriptor)
             else:

@@ -104,11 +104,11 @@ async def serve(
             await start.stopped.wait()
             end_by(settings.grace + 2 * FORCED_SECONDS)
             await supervisor.drain(succeeded=await asyncio.to_thread(claim.directory.others))
-            if supervisor.lost:
-                raise SystemExit(1)
         except asyncio.CancelledError:
             if not start.cancelled():
                 raise
+    if supervisor is not None and supervisor.lost:
+        raise SystemExit(1)
     log.info("service_stopped")
 
 
@@ -231,7 +231,7 @@ class Supervisor:
             handed = [theirs.fileno(), *([] if self._bound is None else [self._bound.fileno()])]
             try:
                 pid = await asyncio.to_thread(self._nursery.bear, job, handed)
-            except NurseryLost:
+            except (NurseryLost, OSError):
                 ours.close()
                 raise
         ours.setblocking(False)
