@@ -18,9 +18,12 @@ import os
 import secrets
 import socket
 import stat
+import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -67,7 +70,7 @@ class Listener:
                 await self._accept_from(bound)
                 return
             if not beside:
-                await asyncio.to_thread(_try_alone, address)
+                await asyncio.to_thread(_in_time, partial(_try_alone, address))
             await self._share_port(address)
 
     async def join(self, bound: socket.socket | None) -> None:
@@ -97,8 +100,10 @@ class Listener:
 
     async def _accept_from(self, bound: socket.socket) -> None:
         self._bound = bound
+        # the path is removed by whoever made it, and not when the first worker ends
+        keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
         self._server = await asyncio.get_running_loop().create_unix_server(
-            self._connection, sock=bound, backlog=_BACKLOG, start_serving=False
+            self._connection, sock=bound, backlog=_BACKLOG, start_serving=False, **keep
         )
 
     @property
@@ -146,20 +151,12 @@ class Listener:
             await asyncio.to_thread(_remove, self.address.path, made)
 
 
-def _try_alone(address: TcpAddress) -> None:
-    """Nobody listens on the port. Raises OSError. Who ends just now is waited for."""
+def _in_time(take: Callable[[], None]) -> None:
+    """The address could be taken. Who has it and ends just now is waited for. Raises OSError."""
     deadline = time.monotonic() + _PROBE_SECONDS
     while True:
         try:
-            for family, kind, protocol, _, place in socket.getaddrinfo(
-                address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            ):
-                with socket.socket(family, kind, protocol) as probe:
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    if family == socket.AF_INET6:
-                        # as asyncio does: the other family has a socket of its own
-                        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                    probe.bind(place)
+            take()
         except OSError as error:
             if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
                 raise
@@ -168,10 +165,23 @@ def _try_alone(address: TcpAddress) -> None:
             return
 
 
+def _try_alone(address: TcpAddress) -> None:
+    """Nobody listens on the port. Raises OSError."""
+    for family, kind, protocol, _, place in socket.getaddrinfo(
+        address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    ):
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                # as asyncio does: the other family has a socket of its own
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(place)
+
+
 def _bind_unix(path: Path, *, beside: bool) -> tuple[socket.socket, tuple[int, int]]:
     """A listening socket at the path, and what tells it from another one there. Raises OSError."""
     if not beside:
-        _clear_dead_socket(path)
+        _in_time(partial(_clear_dead_socket, path))
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # under a name of its own first: at no moment does the path lead nowhere
     place = path.with_name(f"{path.name}.{secrets.token_hex(4)}") if beside else path

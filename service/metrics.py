@@ -13,12 +13,14 @@ counting where its predecessor died, and restarts leave nothing behind.
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from itertools import product
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from service.hashing import ALGORITHMS
 from service.links import RESULTS, Result
@@ -54,6 +56,9 @@ StorageOutcome: TypeAlias = Literal["ok", "full", "unavailable", "throttled", "s
 
 #: what the gauges of several processes are together: their sum or maximum, without the dead; or what was set last
 _Mode: TypeAlias = Literal["livesum", "livemax", "mostrecent"]
+#: what the files of a worker hold at most, many times over
+_FILE_BYTES: Final = {"counter": 2**18, "histogram": 2**20} | {f"gauge_{mode}": 2**14 for mode in get_args(_Mode)}
+_HEADER_BYTES: Final = 8
 
 OTHER: Final = "other"
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -323,9 +328,27 @@ def count_as(worker: int) -> None:
     values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
 
 
+def reserve(directory: Path, worker: int) -> None:
+    """The worker's files are there, and no write to them can find the disk full. Blocks. Raises OSError."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    for name, size in _FILE_BYTES.items():
+        with _file(directory, name, worker).open("ab") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
 def forget_gauges(directory: Path, worker: int) -> None:
-    """What the worker's process held counts no more: it has ended. Its counters stay. Blocks."""
-    mark_process_dead(worker, str(directory))  # type: ignore[no-untyped-call]
+    """What the worker's process held counts no more: it has ended. Its counters stay. Blocks.
+
+    The files stay as well, for its successor: what is in one is as long as its header says.
+    """
+    for name in _FILE_BYTES:
+        if name.startswith("gauge_live"):
+            with suppress(FileNotFoundError), _file(directory, name, worker).open("r+b") as file:
+                file.write(bytes(_HEADER_BYTES))
+
+
+def _file(directory: Path, name: str, worker: int) -> Path:
+    return directory / f"{name}_{worker}.db"
 
 
 class Summed:

@@ -23,6 +23,7 @@ from service.changes import Changes
 from service.claiming import Claiming
 from service.clock import Clock, SystemClock, new_event_id
 from service.crashes import run_recorded
+from service.directory import DataDirectory
 from service.downloads import Downloads
 from service.duties import Duties
 from service.events import EventMaker
@@ -44,7 +45,7 @@ from service.rechecking import Rechecker
 from service.setting_types import Address, hide_secrets
 from service.settings import Settings
 from service.settling import Settling
-from service.starting import DataDirectory, naming
+from service.starting import naming
 from service.storage.filesystem import FilesystemStorage
 from service.storage.wrappers import MeteredStorage
 from service.stores import make_policy, make_storage, storage_setting
@@ -97,6 +98,11 @@ class Service:
         """The same for the operations listener."""
         return self.claim.operations.address
 
+    async def make_way(self) -> None:
+        """New connections are for another service, which has the addresses as well: also while this one stops."""
+        await self._listener.close()
+        await self.claim.operations.close()
+
     async def stop(self, *, succeeded: bool = False) -> None:
         """Contract, section 12: transfers in are committed and cut off, downloads may run on for `grace`.
 
@@ -108,7 +114,7 @@ class Service:
         log.info("service_draining", succeeded=succeeded)
         self.metrics.draining(on=True)
         if succeeded:
-            await self._listener.close()
+            await self.make_way()
         self.bodies.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.grace):
@@ -138,6 +144,8 @@ class Share:
     process: str
     #: see `Listener.join`
     bound: socket.socket | None
+    #: see `DataDirectory.lock`
+    lock: int
 
 
 @contextlib.asynccontextmanager
@@ -152,7 +160,7 @@ async def claimed(settings: Settings, *, beside: bool = False) -> AsyncIterator[
     """
     async with contextlib.AsyncExitStack() as stack:
         directory = DataDirectory(settings.data)
-        stack.callback(directory.close)
+        stack.push_async_callback(asyncio.to_thread, directory.close)
         alone = await asyncio.to_thread(directory.take, beside=beside)
         public, operations = _listeners(settings)
         for listener in (public, operations):
@@ -281,6 +289,7 @@ async def running(
             ops = make_ops_app(metrics.render, readiness.failed, lambda: bodies.draining)
             stack.push_async_callback(claim.operations.end)
             await claim.operations.serve(ops)
+            await asyncio.to_thread(claim.directory.serves)
         yield Service(
             context=context,
             janitor=janitor,

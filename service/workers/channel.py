@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from typing import Any, Final, Literal, TypeAlias
 
 #: what the worker says: it serves; it cannot start (`detail`); it is not stuck; what it cannot use now
-#: (`failed`); the leases of a process are free (`process`)
-FromWorker: TypeAlias = Literal["started", "refused", "beat", "checked", "released"]
+#: (`failed`); the leases of a process are free (`process`); it got a signal to end
+FromWorker: TypeAlias = Literal["started", "refused", "beat", "checked", "released", "signalled"]
 #: what it is told: end (`succeeded`); say what cannot be used now; free the leases of a process that died
 ToWorker: TypeAlias = Literal["drain", "check", "release"]
 

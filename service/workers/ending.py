@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 #: after the grace, whatever still keeps the process up (a disk or a database that hangs) is left behind
 FORCED_SECONDS: Final = 2.0
 #: a signal to a process group comes twice where `make` or a shell passes it on
-_ONE_SIGNAL_SECONDS: Final = 0.5
+ONE_SIGNAL_SECONDS: Final = 0.5
 
 
 def on_signals(asked: Callable[[], None], insisted: Callable[[], None]) -> None:
@@ -29,19 +29,27 @@ def on_signals(asked: Callable[[], None], insisted: Callable[[], None]) -> None:
         if first is None:
             first = loop.time()
             asked()
-        elif loop.time() - first > _ONE_SIGNAL_SECONDS:
+        elif loop.time() - first > ONE_SIGNAL_SECONDS:
             insisted()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
 
 
-def end_by(seconds: float) -> None:
-    """The process has ended by then, which costs nothing that was promised: a kill does not either."""
+def end_by(seconds: float, last: Callable[[], None] | None = None) -> None:
+    """The process has ended by then, which costs nothing that was promised: a kill does not either.
+
+    Args:
+        last: called before, in a thread of its own.
+    """
 
     def end() -> None:
         log.error("stop_forced", seconds=seconds)
-        os._exit(1)
+        try:
+            if last is not None:
+                last()
+        finally:
+            os._exit(1)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True

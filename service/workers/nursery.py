@@ -3,7 +3,8 @@
 A worker is there in milliseconds, and shares what it never changes with the others. The nursery is
 forked itself before the supervisor has a thread or an event loop, since neither survives a fork.
 It is the parent of all workers, so it tells how they ended, and a process id stays theirs until
-that has been asked for. It ignores signals and ends when the supervisor does.
+that has been asked for. It ignores signals. When the supervisor is gone the workers have as long as
+an orderly end takes; then it ends those that are stuck, and itself.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
+from service.workers.ending import FORCED_SECONDS
 from service.workers.worker import Job, main
 
 _MOST_BYTES: Final = 2**18
-#: the channel, and a Unix socket to accept from
-_MOST_DESCRIPTORS: Final = 2
+#: the channel, the lock of the directory, and a Unix socket to accept from
+_MOST_DESCRIPTORS: Final = 3
 #: a worker that has closed its channel is gone, or about to be
 _GONE_SECONDS: Final = 2.0
+#: one that was killed ends as soon as the kernel can: not as long as it waits for a disk
+_KILLED_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.005
 _NAME: Final = Path("/proc/self/comm")
 
@@ -58,7 +62,7 @@ class Nursery:
         return cls(ours)
 
     def bear(self, job: Job, descriptors: Sequence[int]) -> int:
-        """The process id of a new worker; the descriptors are its channel, and what it accepts from if not a port.
+        """The process id of a new worker, which gets the descriptors as `worker.main` takes them.
 
         Raises:
             NurseryLost: there is none.
@@ -71,6 +75,8 @@ class Nursery:
 
     def reap(self, pid: int) -> int:
         """How the worker ended, as `subprocess` tells it. One that should have and has not is killed.
+
+        A kill that the kernel has not carried out yet is taken for done.
 
         Raises:
             NurseryLost: nobody knows any more.
@@ -93,6 +99,8 @@ def _serve(connected: socket.socket, prepare: Callable[[str], None]) -> NoReturn
     """The life of the nursery."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    #: process ids, and how long an orderly end of theirs may take
+    born: dict[int, float] = {}
     with suppress(OSError):
         while True:
             data, descriptors, _, _ = socket.recv_fds(connected, _MOST_BYTES, _MOST_DESCRIPTORS)
@@ -102,13 +110,19 @@ def _serve(connected: socket.socket, prepare: Callable[[str], None]) -> NoReturn
             if isinstance(request, Job):
                 try:
                     answer = _bear(request, descriptors, connected, prepare)
+                    born[answer] = request.settings.grace + FORCED_SECONDS
                 except OSError as error:
                     answer = -(error.errno or 1)
                 for descriptor in descriptors:
                     os.close(descriptor)
             else:
-                answer = _reap(request)
+                answer = _reap(request, _GONE_SECONDS)
+                born.pop(request, None)
             connected.send(str(answer).encode())
+    connected.close()
+    deadline = time.monotonic() + max(born.values(), default=0.0)
+    for pid in born:
+        _reap(pid, deadline - time.monotonic())
     os._exit(0)
 
 
@@ -134,15 +148,19 @@ def _bear(job: Job, descriptors: Sequence[int], connected: socket.socket, prepar
         os._exit(code)
 
 
-def _reap(pid: int) -> int:
-    deadline = time.monotonic() + _GONE_SECONDS
+def _reap(pid: int, patience_seconds: float) -> int:
+    """How it ended; it is killed if that takes longer."""
+    kill_at = time.monotonic() + patience_seconds
     while True:
-        with suppress(ChildProcessError):
+        try:
             done, status = os.waitpid(pid, os.WNOHANG)
-            if not done:
-                if time.monotonic() >= deadline:
-                    os.kill(pid, signal.SIGKILL)
-                time.sleep(_LOOK_SECONDS)
-                continue
+        except ChildProcessError:
+            return 1
+        if done:
             return os.waitstatus_to_exitcode(status)
-        return 1
+        now = time.monotonic()
+        if now >= kill_at:
+            os.kill(pid, signal.SIGKILL)
+        if now >= kill_at + _KILLED_SECONDS:
+            return -signal.SIGKILL
+        time.sleep(_LOOK_SECONDS)

@@ -40,7 +40,7 @@ async def serve(settings: Settings, *, beside: bool, ready: Callable[[Claim], No
             await start.stopped.wait()
             # what the next boot is spared is synced at the end
             end_by(settings.grace + FORCED_SECONDS * (1 + may_lose_bytes(settings)))
-            await service.stop(succeeded=await asyncio.to_thread(service.claim.directory.others))
+            await service.stop(succeeded=await asyncio.to_thread(service.claim.directory.drains))
     except asyncio.CancelledError:
         if not start.cancelled():
             raise

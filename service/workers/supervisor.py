@@ -2,8 +2,10 @@
 
 A worker that dies is replaced at once; one that dies young again and again, after a wait that
 doubles. One whose event loop gives no sign of life for half a minute is killed, since the kernel
-goes on giving it connections. A start succeeds when every worker serves; a worker that cannot
-start, or dies, ends the start with its word, and is tried again if that comes later.
+goes on giving it connections, and so is one whose start does not come to an end. A start succeeds
+when every worker serves; a worker that cannot start, or dies, ends the start with its word, and is
+tried again if that comes later. One that gets a signal of its own is let go, as the others have the
+address too.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import os
 import shutil
 import signal
 import socket
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,16 +29,17 @@ from service.settings import Settings
 from service.starting import CannotStart, naming, words
 from service.web.ops import CHECK_SECONDS, make_ops_app
 from service.workers.channel import Channel
-from service.workers.ending import FORCED_SECONDS, Start, end_by, on_signals
+from service.workers.counting import counting_in
+from service.workers.ending import FORCED_SECONDS, ONE_SIGNAL_SECONDS, Start, end_by, on_signals
 from service.workers.nursery import Nursery, NurseryLost
 from service.workers.worker import BEAT_SECONDS, Job
 
 log = structlog.get_logger(__name__)
 
-#: below the data directory: what workers count into, a directory for each run
-_METRICS_NAME: Final = "metrics"
 #: without a sign of life for so many of the supervisor's own seconds a worker is stuck
 _STUCK_BEATS: Final = 30
+#: a start that takes so many of them will not end: a database or a store that hangs is given up long before
+_START_BEATS: Final = 120
 #: a worker that lived so long had no trouble with its start
 _YOUNG_SECONDS: Final = 10.0
 _FIRST_WAIT_SECONDS: Final = 0.1
@@ -58,8 +60,13 @@ class _Process:
     started: bool = False
     #: why it did not start
     refused: str | None = None
-    #: seconds of ours since its last sign of life
+    #: seconds of ours since it was made, and since its last sign of life
+    age: int = 0
     silent: int = 0
+    #: whether it was killed for one of them
+    stuck: bool = False
+    #: whether it was let go alone
+    leaving: bool = False
     #: what it said last that it cannot use, and whether it was asked and has not answered
     checked: asyncio.Event = field(default_factory=asyncio.Event)
     failed: dict[str, str] = field(default_factory=dict)
@@ -73,7 +80,7 @@ async def serve(
 
     Raises:
         CannotStart: says why.
-        SystemExit: the nursery was lost, and the service stopped because of that.
+        SystemExit: the nursery was lost, and the service stopped because of that; or a worker did not end by itself.
     """
     start = Start()
     supervisor: Supervisor | None = None
@@ -88,7 +95,7 @@ async def serve(
         try:
             claim = await stack.enter_async_context(claimed(settings, beside=beside))
             with naming("ATTACHD_DATA", settings.data.absolute()):
-                directory = await asyncio.to_thread(_counting_in, settings.data, alone=claim.alone)
+                directory = await asyncio.to_thread(counting_in, settings.data, count, alone=claim.alone)
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
             supervisor = Supervisor(settings, count, nursery, claim, directory, start.stop)
             stack.push_async_callback(supervisor.kill)
@@ -98,27 +105,22 @@ async def serve(
             await claim.operations.serve(
                 make_ops_app(supervisor.summed.render, supervisor.failed, start.stopped.is_set)
             )
+            await asyncio.to_thread(claim.directory.serves)
             listen, ops = str(claim.public.address), str(claim.operations.address)
             log.info("service_started", version=__version__, listen=listen, ops=ops, workers=count)
             ready(claim)
             await start.stopped.wait()
-            end_by(settings.grace + 2 * FORCED_SECONDS)
-            await supervisor.drain(succeeded=await asyncio.to_thread(claim.directory.others))
+            end_by(settings.grace + 2 * FORCED_SECONDS, supervisor.kill_all)
+            succeeded = await asyncio.to_thread(claim.directory.drains)
+            if succeeded:
+                await claim.operations.close()
+            await supervisor.drain(succeeded=succeeded)
         except asyncio.CancelledError:
             if not start.cancelled():
                 raise
-    if supervisor is not None and supervisor.lost:
-        raise SystemExit(1)
     log.info("service_stopped")
-
-
-def _counting_in(data: Path, *, alone: bool) -> Path:
-    """A new directory for what the workers of this run count. What killed runs left is gone. Blocks."""
-    above = data / _METRICS_NAME
-    if alone:
-        shutil.rmtree(above, ignore_errors=True)
-    above.mkdir(mode=0o700, exist_ok=True)
-    return Path(tempfile.mkdtemp(dir=above))
+    if supervisor is not None and supervisor.failed_to_end:
+        raise SystemExit(1)
 
 
 class Supervisor:
@@ -134,12 +136,13 @@ class Supervisor:
         on_lost: Callable[[], None],
     ) -> None:
         self.summed = metrics.Summed(directory)
-        #: whether the nursery is
-        self.lost = False
+        #: whether a worker had to be ended, or the nursery is lost, which ends the service
+        self.failed_to_end = False
         self._nursery = nursery
         self._on_lost = on_lost
         self._settings = settings.model_copy(update={"listen": claim.public.address})
         self._count = count
+        self._lock = claim.directory.lock
         self._bound = claim.public.bound
         self._directory = directory
         self._processes: dict[int, _Process] = {}
@@ -147,6 +150,8 @@ class Supervisor:
         self._ticking: asyncio.Task[None] | None = None
         #: tokens of processes that died and whose leases nobody has freed yet
         self._dead: set[str] = set()
+        #: how often one was told to
+        self._asked = 0
         self._up = False
         self._stopping = asyncio.Event()
 
@@ -180,7 +185,7 @@ class Supervisor:
 
     def kill_all(self) -> None:
         """No worker serves any more."""
-        for process in self._processes.values():
+        for process in list(self._processes.values()):
             _kill(process)
 
     async def _keep(self, number: int) -> None:
@@ -195,7 +200,6 @@ class Supervisor:
                 return
             if self._stopping.is_set():
                 return
-            self.summed.worker_died()
             young = loop.time() - began < _YOUNG_SECONDS
             wait = min(max(2 * wait, _FIRST_WAIT_SECONDS), _LONGEST_WAIT_SECONDS) if young else 0.0
             with contextlib.suppress(TimeoutError):
@@ -212,33 +216,45 @@ class Supervisor:
             log.error("worker_not_made", number=number, reason=words(error))  # noqa: TRY400 - its place says nothing
             return
         if self._stopping.is_set():
-            return
-        if not self._up:
+            self.failed_to_end |= code != 0
+        elif not self._up:
             raise CannotStart(process.refused or f"a worker ended while it started ({_exit(code)})")
-        log.error("worker_died", number=number, pid=process.pid, exit=_exit(code), detail=process.refused)
+        elif process.leaving and code == 0:
+            log.info("worker_left", number=number, pid=process.pid)
+        else:
+            self.summed.worker_died()
+            log.error("worker_died", number=number, pid=process.pid, exit=_exit(code), detail=process.refused)
 
     def _lose(self) -> None:
         """No worker can be replaced any more: whatever looks after the service had better start it anew."""
-        if not self._stopping.is_set() and not self.lost:
+        if not self._stopping.is_set() and not self.failed_to_end:
             log.error("nursery_lost")
-            self.lost = True
+            self.failed_to_end = True
             self._on_lost()
 
     async def _spawn(self, number: int) -> _Process:
         ours, theirs = socket.socketpair()
         job = Job(number, new_process(), self._settings, str(self._directory))
         with theirs:
-            handed = [theirs.fileno(), *([] if self._bound is None else [self._bound.fileno()])]
+            handed = [theirs.fileno(), self._lock, *([] if self._bound is None else [self._bound.fileno()])]
             try:
+                # they were removed, perhaps, by what cleans shared memory up
+                await asyncio.to_thread(metrics.reserve, self._directory, number)
                 pid = await asyncio.to_thread(self._nursery.bear, job, handed)
             except (NurseryLost, OSError):
                 ours.close()
                 raise
         ours.setblocking(False)
-        process = _Process(number, job.process, pid, await Channel.over(ours))
-        self._processes[number] = process
+        try:
+            channel = await Channel.over(ours)
+        except OSError:
+            # nobody else will ask how it ended
+            ours.close()
+            await asyncio.to_thread(self._nursery.reap, pid)
+            raise
+        process = self._processes[number] = _Process(number, job.process, pid, channel)
         if self._stopping.is_set():
-            process.channel.tell("drain", succeeded=False)
+            channel.tell("drain", succeeded=False)
         return process
 
     async def _attend(self, process: _Process) -> int:
@@ -271,13 +287,22 @@ class Supervisor:
                 process.checked.set()
             case "released":
                 self._dead.discard(message["process"])
+            case "signalled":
+                # a signal to the whole group comes here as well
+                asyncio.get_running_loop().call_later(ONE_SIGNAL_SECONDS, self._let_go, process)
+
+    def _let_go(self, process: _Process) -> None:
+        if not self._stopping.is_set():
+            process.leaving = True
+            process.channel.tell("drain", succeeded=True)
 
     def _release(self) -> None:
-        """One that serves frees the leases of those that died; another one is told if it does not say that it has."""
-        alive = next((one for one in self._processes.values() if one.started), None)
-        if alive is not None:
+        """One that serves frees the leases of those that died; the next one is told if it does not say that it has."""
+        alive = [one for one in self._processes.values() if one.started]
+        if alive:
+            self._asked += 1
             for token in self._dead:
-                alive.channel.tell("release", process=token)
+                alive[self._asked % len(alive)].channel.tell("release", process=token)
 
     def _count_workers(self) -> None:
         self.summed.workers(sum(one.started for one in self._processes.values()))
@@ -288,9 +313,13 @@ class Supervisor:
             await asyncio.sleep(BEAT_SECONDS)
             self._release()
             for process in self._processes.values():
-                process.silent += process.started
-                if process.silent > _STUCK_BEATS:
-                    log.error("worker_stuck", number=process.number, pid=process.pid, seconds=process.silent)
+                process.age += 1
+                process.silent += 1
+                if not process.stuck and (
+                    process.silent > _STUCK_BEATS or (process.age > _START_BEATS and not process.started)
+                ):
+                    process.stuck, process.refused = True, "it was stuck"
+                    log.error("worker_stuck", number=process.number, pid=process.pid, started=process.started)
                     _kill(process)
 
     # --- for the operations listener --------------------------------------------------------------

@@ -1,7 +1,8 @@
 """One worker process: its share of the service, and its end of the channel to the supervisor.
 
-It ends when it is told to, on a signal of its own, and when the supervisor is gone: a worker
-without one would keep the port and never be replaced.
+It ends when it is told to, and when the supervisor is gone: a worker without one would keep the
+port and never be replaced. A signal of its own it passes on: only the supervisor knows whether the
+whole service stops, or others are there for new connections.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -42,18 +44,19 @@ class Job:
     directory: str
 
 
-def main(job: Job, channel: int, bound: int | None = None) -> None:
+def main(job: Job, channel: int, lock: int, bound: int | None = None) -> None:
     """The life of a worker process.
 
     Args:
         channel: the descriptor of its end.
+        lock: that of `DataDirectory.lock`.
         bound: that of the Unix socket to accept from; none where the address is a port.
     """
     import uvloop  # noqa: PLC0415 - does not exist on Windows
 
     metrics.count_as(job.number)
     logs.configure(job.settings.log_format, job.settings.log_level, worker=job.number)
-    share = Share(job.process, None if bound is None else socket.socket(fileno=bound))
+    share = Share(job.process, None if bound is None else socket.socket(fileno=bound), lock)
     uvloop.run(_Worker(job.settings, share).run(socket.socket(fileno=channel)))
 
 
@@ -63,13 +66,15 @@ class _Worker:
         self._share = share
         self._succeeded = False
         self._service: Service | None = None
-        self._checking: asyncio.Task[None] | None = None
+        #: what messages have begun, by what they asked for: one that hangs must not keep others from being heard
+        self._doing: dict[str, asyncio.Task[None]] = {}
 
     async def run(self, connected: socket.socket) -> None:
         connected.setblocking(False)
         channel = await Channel.over(connected)
         start = Start()
-        on_signals(start.stop, lambda: os._exit(1))
+        on_signals(lambda: channel.tell("signalled"), lambda: os._exit(1))
+        beating = asyncio.create_task(_beat(channel))
         listening = asyncio.create_task(self._listen(channel, start))
         try:
             await self._serve(channel, start)
@@ -79,9 +84,10 @@ class _Worker:
             if not start.cancelled():
                 raise
         finally:
-            listening.cancel()
-            with suppress(asyncio.CancelledError):
-                await listening
+            tasks = [listening, beating, *self._doing.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             await channel.close()
 
     async def _serve(self, channel: Channel, start: Start) -> None:
@@ -90,41 +96,57 @@ class _Worker:
             self._service = service
             channel.tell("started")
             log.info("worker_started")
-            beating = asyncio.create_task(_beat(channel))
             try:
                 await start.stopped.wait()
                 end_by(self._settings.grace + FORCED_SECONDS)
                 await service.stop(succeeded=self._succeeded)
             finally:
                 self._service = None
-                beating.cancel()
         log.info("worker_stopped")
 
     async def _listen(self, channel: Channel, start: Start) -> None:
         """Does as it is told, until it is told to end or nobody is there any more."""
         async for message in channel.told():
-            await self._do(message, channel, start)
+            self._do(message, channel, start)
         # as if succeeded: whoever starts next finds the address free
-        self._succeeded = True
-        start.stop()
+        self._end(start, succeeded=True)
 
-    async def _do(self, message: dict[str, Any], channel: Channel, start: Start) -> None:
+    def _do(self, message: dict[str, Any], channel: Channel, start: Start) -> None:
         service = self._service
         match message["kind"]:
             case "drain":
-                self._succeeded = bool(message["succeeded"])
-                start.stop()
+                self._end(start, succeeded=bool(message["succeeded"]))
             case "check" if service is not None:
-                # by itself: what hangs must not keep a word about the end from being heard
-                self._checking = asyncio.create_task(_check(service, channel))
+                self._begin("check", _check(service, channel))
             case "release" if service is not None:
-                with suppress(MetadataError):
-                    await service.metadata.drop_leases(message["process"])
-                    channel.tell("released", process=message["process"])
+                process = message["process"]
+                self._begin(process, _release(service, channel, process))
+
+    def _end(self, start: Start, *, succeeded: bool) -> None:
+        """It ends, or goes on ending, now with somebody to leave new connections to."""
+        if succeeded and self._service is not None:
+            self._begin("make way", self._service.make_way())
+        self._succeeded |= succeeded
+        start.stop()
+
+    def _begin(self, what: str, doing: Coroutine[Any, Any, None]) -> None:
+        """It is done, if it is not under way."""
+        if what in self._doing:
+            doing.close()
+            return
+        task = self._doing[what] = asyncio.create_task(doing)
+        task.add_done_callback(lambda _done: self._doing.pop(what, None))
 
 
 async def _check(service: Service, channel: Channel) -> None:
     channel.tell("checked", failed=await service.readiness.failed())
+
+
+async def _release(service: Service, channel: Channel, process: str) -> None:
+    """Frees the leases of a process that died; the supervisor asks again, perhaps another one, if that fails."""
+    with suppress(MetadataError):
+        await service.metadata.drop_leases(process)
+        channel.tell("released", process=process)
 
 
 async def _beat(channel: Channel) -> None:

@@ -62,6 +62,7 @@ LAYERS: Final = {
     "service.cli": 5,
     "service.commands": 5,
     "service.crashes": 5,
+    "service.directory": 5,
     "service.listening": 5,
     "service.logs": 5,
     "service.runtime": 5,

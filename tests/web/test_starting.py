@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from service import runtime
-from service.starting import LOCK_NAME, CannotStart
+from service.directory import LOCK_NAME
+from service.starting import CannotStart
 from tests.web.harness import TUS, Site, site
 
 
