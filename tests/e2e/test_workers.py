@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import signal
@@ -24,6 +25,19 @@ PATIENCE = 60.0
 TUS = {"Tus-Resumable": "1.0.0"}
 #: a service whose supervisor waits three seconds for a sign of life
 IMPATIENT = "import service.workers.supervisor as s; s._STUCK_BEATS = 3; from service.cli import main; main()"
+#: one whose supervisor waits three seconds for a start, which hangs while there is a file
+HANGING = """
+import asyncio, contextlib, os, service.workers.supervisor as s, service.workers.worker as w
+s._START_BEATS, running = 3, w.running
+@contextlib.asynccontextmanager
+async def hanging(*args, **named):
+    while os.path.exists({mark!r}):
+        await asyncio.sleep(0.05)
+    async with running(*args, **named) as service:
+        yield service
+w.running = hanging
+from service.cli import main; main()
+"""
 OCTETS = "application/offset+octet-stream"
 IN_FLIGHT = 'attachd_transfers_in_flight{direction="in"}'
 
@@ -101,6 +115,17 @@ def resume(service: ServiceProcess, upload: str, content: bytes) -> http.client.
     )
 
 
+def listens(service: ServiceProcess, port: int) -> bool:
+    """Whether a process of the service takes new connections there."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    listening = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"}
+    for pid in service.pids():
+        with contextlib.suppress(OSError):
+            if any(os.readlink(entry) in listening for entry in Path(f"/proc/{pid}/fd").iterdir()):
+                return True
+    return False
+
+
 def left_of(service: ServiceProcess) -> list[Path]:
     """What is left of runs of the service where workers count."""
     below = service.data / NAME
@@ -174,6 +199,60 @@ def test_a_stuck_worker_is_replaced(tmp_path: Path) -> None:
         until(lambda: service.workers().get(1) not in (None, stopped))
         until(lambda: service.metrics()["attachd_workers"] == 2)
     assert "worker_stuck" in service.log_path.read_text()
+
+
+def test_a_worker_whose_start_hangs_is_replaced(tmp_path: Path) -> None:
+    """One that comes to life and never serves is killed in the end; its successor serves."""
+    service = ServiceProcess(tmp_path, ATTACHD_WORKERS="2")
+    service.command = [sys.executable, "-c", HANGING.format(mark=str(tmp_path / "hang")), "serve"]
+    with service:
+        (tmp_path / "hang").touch()
+        os.kill(service.workers()[1], signal.SIGKILL)
+        until(lambda: '"event": "worker_stuck"' in service.log_path.read_text())
+        (tmp_path / "hang").unlink()
+        until(lambda: service.metrics()["attachd_workers"] == 2)
+
+
+def test_a_worker_that_does_not_end_is_ended(tmp_path: Path) -> None:
+    """A stop does not wait for a stuck worker longer than it said; the exit code tells, and no process is left."""
+    with ServiceProcess(tmp_path, ATTACHD_WORKERS="2", ATTACHD_GRACE="1s") as service:
+        os.kill(service.workers()[1], signal.SIGSTOP)
+        assert service.terminate() == 1
+        until(lambda: not service.pids())
+    assert "stop_forced" in service.log_path.read_text()
+
+
+def test_a_stuck_worker_does_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:
+    """It would keep the port, and take connections that nobody serves."""
+    with ServiceProcess(tmp_path, ATTACHD_WORKERS="2", ATTACHD_GRACE="1s") as service:
+        os.kill(service.workers()[1], signal.SIGSTOP)
+        os.kill(service.pid, signal.SIGKILL)
+        until(lambda: not service.pids())
+
+
+def test_L4_a_start_beside_what_a_killed_supervisor_left(service: ServiceProcess) -> None:
+    """The next start does not wait for a worker that still sends a download, and takes nothing of it away."""
+    content = os.urandom(32 * 2**20)
+    answer = ask(service, "POST", service.mint_upload(), content, Upload_Length=str(len(content)), Content_Type=OCTETS)
+    parts = urlsplit(service.mint_download(answer.headers["Attachd-File-Id"]))
+    with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+        slow.sendall(f"GET {parts.path}?{parts.query} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        got = bytearray(slow.recv(1000))
+        killed, old = service.pid, service.pids()
+        os.kill(killed, signal.SIGKILL)
+        service.wait()
+        service.start()
+        try:
+            assert service.metrics()["attachd_workers"] == 2
+            while data := slow.recv(2**20):
+                got += data
+            assert bytes(got).partition(b"\r\n\r\n")[2] == content
+            until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in old if pid != killed))
+        finally:
+            for pid in old:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def test_workers_end_with_their_supervisor(service: ServiceProcess) -> None:
@@ -276,6 +355,29 @@ def test_S1_a_successor_gets_the_new_connections(tmp_path: Path, workers: str) -
             assert resume(second, upload, content).status == 204
             assert second.status(upload)["state"] == "ready"
             assert second.terminate() == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_S1_a_signal_to_the_whole_group_is_one_to_the_service(tmp_path: Path, workers: str) -> None:
+    """Workers that hear of it before their supervisor does leave new connections to the successor all the same."""
+    with ServiceProcess(tmp_path, ATTACHD_WORKERS=workers, ATTACHD_GRACE="20s") as first:
+        content = os.urandom(8 * 2**20)
+        answer = ask(first, "POST", first.mint_upload(), content, Upload_Length=str(len(content)), Content_Type=OCTETS)
+        parts = urlsplit(first.mint_download(answer.headers["Attachd-File-Id"]))
+        second = first.successor()
+        with second, socket.create_connection(("127.0.0.1", first.port), timeout=PATIENCE) as slow:
+            until(lambda: "service_started" in second.log_path.read_text())
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.sendall(f"GET {parts.path}?{parts.query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            slow.recv(1000)
+            os.killpg(first.pid, signal.SIGTERM)
+            drained = 1 if workers == "1" else 3
+            until(lambda: first.log_path.read_text().count("service_draining") == drained)
+            until(lambda: not any(listens(first, port) for port in (first.port, first.ops_port)))
+            second.wait_ready()
+            for _ in range(20):
+                assert create(second, 10)
+            assert first.running
 
 
 def test_workers_share_a_unix_socket(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
+import sys
 from collections.abc import AsyncGenerator
 from typing import cast
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.metadata.base import Totals
-from service.metrics import MOST_ROUTES, Metrics
+from service.metrics import MOST_ROUTES, Metrics, Summed, forget_gauges, reserve
 from service.model import Protocol, UploadId
 from service.storage.base import Receipt, Storage, StorageFull, StorageShort
 from service.storage.wrappers import MeteredStorage
@@ -166,6 +168,54 @@ def test_the_orphan_gauge_is_what_the_last_pass_left():
     for count in (5, 2):
         metrics.multipart_orphans(count)
     assert samples(metrics)["attachd_multipart_orphans", frozenset()] == 2
+
+
+def test_what_workers_count_has_room_on_a_full_disk(tmp_path):
+    """Every block of a worker's files is there before it writes, and all series together fit."""
+    reserve(tmp_path, 0)
+    sizes = {path: path.stat().st_size for path in tmp_path.iterdir()}
+    assert all(path.stat().st_blocks * 512 >= size for path, size in sizes.items())
+    program = """
+import os, sys
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
+from service import metrics
+metrics.count_as(0)
+filled = metrics.Metrics("1")
+for number in range(20):
+    for method in ("GET", "HEAD", "PATCH", "other"):
+        for code in (200, 204, 206, 304, 400, 403, 404, 409, 423, 499, 500, 503):
+            filled.http_request(f"/files/{{upload_id}}/{number}", method, code, 1)
+for operation in metrics.get_args(metrics.StorageOperation):
+    for outcome in ("ok", "unavailable", "throttled", "error"):
+        filled.storage_request("filesystem", operation, outcome, 1)
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=60)
+    assert {path: path.stat().st_size for path in tmp_path.iterdir()} == sizes
+    for path, size in sizes.items():
+        assert 0 < int.from_bytes(path.read_bytes()[:4], sys.byteorder) < size, path.name
+
+
+def test_a_dead_worker_holds_nothing_and_has_counted(tmp_path):
+    """Of its files the live gauges are empty and the rest as it was; none is given back to the disk."""
+    reserve(tmp_path, 0)
+    before = {path.name: path.stat().st_blocks for path in tmp_path.iterdir()}
+    program = """
+import os, sys
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
+from service import metrics
+metrics.count_as(0)
+filled = metrics.Metrics("1")
+filled.transfer_started("in")
+filled.upload_created(metrics.Protocol.TUS)
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=60)
+    text = Summed(tmp_path).render().decode()
+    assert 'attachd_transfers_in_flight{direction="in"} 1.0' in text
+    forget_gauges(tmp_path, 0)
+    text = Summed(tmp_path).render().decode()
+    assert "attachd_transfers_in_flight{" not in text
+    assert 'attachd_uploads_created_total{protocol="tus"} 1.0' in text
+    assert {path.name: path.stat().st_blocks for path in tmp_path.iterdir()} == before
 
 
 class Clock:
