@@ -37,18 +37,34 @@ PATIENCE_SECONDS: Final = 1.0
 BEAT_SECONDS: Final = 0.25
 #: a writer that got no byte for this long makes way for HEAD (T-0D1)
 SILENT_SECONDS: Final = 2.0
+#: how long a writer may go on after it began, before a newer one gets its turn; well below `PATIENCE_SECONDS`
+TURN_SECONDS: Final = 0.5
+#: one that got no byte for this long has no turn to lose
+_LIVELY_SECONDS: Final = 0.25
 _RENEW_EVERY: Final = 12
 #: how often one who asked another process looks whether it has let go
 _LOOK_SECONDS: Final = BEAT_SECONDS / 5
 
 
 class Holder:
-    """A request that holds a lease in this process."""
+    """A request that holds a lease in this process, or is about to."""
 
-    def __init__(self, stop: Callable[[], None], silent_seconds: Callable[[], float]) -> None:
+    def __init__(self, stop: Callable[[], None], silence: Callable[[], float] | None) -> None:
         self.stop = stop
-        self.silent_seconds = silent_seconds
+        self._silence = silence
+        #: by the clock of the event loop
+        self.began = 0.0
         self.released = asyncio.Event()
+
+    def silent_seconds(self) -> float:
+        """How long ago it got its last byte; 0 for one that waits for none."""
+        return 0.0 if self._silence is None else self._silence()
+
+    def turn_seconds(self) -> float:
+        """How long it may go on before it makes way."""
+        if self._silence is None or self._silence() >= _LIVELY_SECONDS:
+            return 0.0
+        return max(0.0, self.began + TURN_SECONDS - asyncio.get_running_loop().time())
 
 
 @dataclass(slots=True)
@@ -90,13 +106,13 @@ class Leases:
         upload_id: UploadId,
         *,
         stop: Callable[[], None],
-        silent_seconds: Callable[[], float] = lambda: 0.0,
+        silent_seconds: Callable[[], float] | None = None,
     ) -> AsyncIterator[tuple[Lease, Upload]]:
         """The lease, and the upload as committed by whoever held it before.
 
         Args:
             stop: called once a newer request wants the upload; must make the holder finish soon.
-            silent_seconds: how long ago the holder got its last byte.
+            silent_seconds: of a writer, how long ago it got its last byte.
 
         Raises:
             Refusal: locked (423), worth a retry, when the holder cannot be stopped in time (T-0D2).
@@ -122,6 +138,7 @@ class Leases:
         try:
             async with asyncio.timeout(self._patience_seconds), queue.turn:
                 taken, asked = await self._take_when_free(upload_id, owner, queue)
+                holder.began = asyncio.get_running_loop().time()
                 self._holders[upload_id] = holder
         except TimeoutError:
             if not queue.held and upload_id not in self._holders:
@@ -168,6 +185,8 @@ class Leases:
         """Returns once it is worth trying again; the caller's time-out bounds it."""
         here = self._holders.get(upload_id)
         if here is not None:
+            while (turn := here.turn_seconds()) and not here.released.is_set():
+                await _within(min(turn, _LOOK_SECONDS), here.released)
             here.stop()
             await here.released.wait()
             return
@@ -247,7 +266,11 @@ class Leases:
         holder = self._holders.get(upload_id)
         if holder is None:
             return
-        if asked is Asked.ANYHOW or holder.silent_seconds() >= SILENT_SECONDS:
+        if asked is Asked.ANYHOW:
+            # else at one of the next beats
+            if holder.turn_seconds() < BEAT_SECONDS / 2:
+                holder.stop()
+        elif holder.silent_seconds() >= SILENT_SECONDS:
             holder.stop()
         else:
             await self._metadata.keep_lease(upload_id, self._process)
@@ -268,3 +291,10 @@ class Leases:
                     await self._answer(upload_id, asked)
             except MetadataError:
                 log.warning("lease_beat_failed")
+
+
+async def _within(seconds: float, event: asyncio.Event) -> None:
+    """Returns once it is set, or so much later."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

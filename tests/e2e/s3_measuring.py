@@ -27,7 +27,7 @@ _CALLS: Final = re.compile(
     r'",outcome="\w+"}'
 )
 #: what the service keeps in its data directory beside the bytes of files
-_OWN: Final = re.compile(r"attachd\.(db(-wal|-shm|-journal)?|lock)|keys\.json(\.lock)?")
+_OWN: Final = re.compile(r"attachd\.(db(-wal|-shm|-journal)?|lock)|keys\.json(\.lock)?|[0-9a-f]{16}\.serving")
 
 
 @dataclass(frozen=True)

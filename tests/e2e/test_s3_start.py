@@ -32,6 +32,7 @@ def test_a_start_that_waits_for_its_store_can_be_stopped(
             _, said = process.communicate(timeout=10)
         finally:
             process.kill()
-    assert time.monotonic() - began < 4
+    # the call would hang for half a minute
+    assert time.monotonic() - began < 9
     assert "Traceback" not in said
     assert "service_started" not in said

@@ -200,8 +200,8 @@ async def test_A3_a_refused_body_is_not_read(stage: Stage, name: str, monkeypatc
     await line.send((f"{method} {path} HTTP/1.1\r\n" + _lines(sent)).encode())
     sending = asyncio.create_task(_pour(line.writer))
     assert (await line.answer()).status == case.status
-    # 0.1 s is the promise; a busy test machine gets some more
-    assert time.monotonic() - began < 0.5
+    # 0.1 s is the promise; a busy test machine gets some more, and whoever waits for the body has to wait for ever
+    assert time.monotonic() - began < 5
     with contextlib.suppress(ConnectionError):
         await sending
     assert read < 1024 * KIB
