@@ -1,4 +1,4 @@
-"""`attachd serve`, which kills itself at a chosen call to the store or change of the metadata.
+"""`attachd serve`, which kills itself at a chosen call to the store, change on the disk or change of the metadata.
 
     python -m tests.e2e.killable
 
@@ -7,12 +7,12 @@ environment and writes its process id. This process imports everything once and 
 that a service is up in a quarter of the time, which is what hundreds of restarts are made of.
 
 A *point* is the moment before or after an attempt of a call to the store, in the thread that makes
-it, or a change of the metadata: `before upload_part 2` is when the second UploadPart is about to be
-sent, `after advance 1` is when the first commit of an offset is known to be made. What the clock
-rather than a request brings about is none. The service looks for its order, a JSON object, in the
-file that `KILL_ORDER` names, at each point: there is none without a file; else it appends the point
-to the file `log` of the order, and dies by SIGKILL if the point is `at`. Counting begins anew with
-each other `log`.
+it, a system call by which files come, go and last, or a change of the metadata: `before upload_part
+2` is when the second UploadPart is about to be sent, `after advance 1` is when the first commit of
+an offset is known to be made. What the clock rather than a request brings about is none. The
+service looks for its order, a JSON object, in the file that `KILL_ORDER` names, at each point:
+there is none without a file; else it appends the point to the file `log` of the order, and dies by
+SIGKILL if the point is `at`. Counting begins anew with each other `log`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,15 @@ from botocore.loaders import JSONFileLoader
 
 from service import cli
 from service.metadata.sql import SqlMetadata
+from service.storage.filesystem import FilesystemStorage, appender, layout, publishing
 from service.storage.s3.calls import Calls
 
 #: renewals, questions to a holder, duties, the sweep's purge, the probe: made when their time has come
 _BY_CLOCK: Final = frozenset({"renew", "ask", "take", "give_back", "purge", "_touch"})
+
+
+#: system calls that are points; not those that write bytes, whose number depends on how they came
+_ON_DISK: Final = frozenset({"ftruncate", "fsync", "rename", "replace", "unlink"})
 
 
 class Points:
@@ -86,7 +91,7 @@ class Points:
 
 def put_points(points: Points) -> None:
     """Every call to the store, and every change of the metadata, is between two points from now on."""
-    run, write = Calls.run, SqlMetadata._write
+    run, write, unlink = Calls.run, SqlMetadata._write, FilesystemStorage._unlink
 
     async def run_between(calls: Calls, operation: str, call: Callable[[], Any], **options: Any) -> Any:
         def attempt() -> Any:
@@ -99,8 +104,33 @@ def put_points(points: Points) -> None:
         with points.around((work.func if isinstance(work, partial) else work).__name__):
             return await write(store, work, **options)
 
+    async def unlink_between(storage: FilesystemStorage, path: Path) -> None:
+        with points.around("unlink"):
+            await unlink(storage, path)
+
     setattr(Calls, "run", run_between)  # noqa: B010
+    setattr(FilesystemStorage, "_unlink", unlink_between)  # noqa: B010
     setattr(SqlMetadata, "_write", write_between)  # noqa: B010
+    for module in (appender, layout, publishing):
+        setattr(module, "os", _System(points))  # noqa: B010
+
+
+class _System:
+    """The module `os`, with points around what changes files."""
+
+    def __init__(self, points: Points) -> None:
+        self._points = points
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(os, name)
+        if name not in _ON_DISK:
+            return found
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            with self._points.around(name):
+                return found(*arguments, **options)
+
+        return call
 
 
 def serve(environment: dict[str, str], log: str) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
 from service.storage.s3.owning import OWNER
@@ -43,10 +43,26 @@ class Answer:
     body: bytes
 
 
+class Holding(Protocol):
+    """What keeps the bytes of services, each in a place of its own, as a test sees it."""
+
+    def objects(self, place: str) -> dict[str, int]:
+        """Size of each thing there, by name."""
+        ...
+
+    def multiparts(self, place: str) -> list[tuple[str, str]]:
+        """Key and id of each unfinished multipart upload."""
+        ...
+
+    def age(self, place: str, seconds: float) -> None:
+        """All that is there has been for so much longer."""
+        ...
+
+
 class Client:
     """Asks one service; starts it again when it dies of that."""
 
-    def __init__(self, service: KillableService, store: Store, bucket: str) -> None:
+    def __init__(self, service: KillableService, store: Holding, bucket: str) -> None:
         self.service = service
         self._store = store
         self._bucket = bucket

@@ -10,6 +10,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import pytest
+
 from tests.contract.buckets import some_bytes
 from tests.e2e.process import ServiceProcess
 
@@ -90,3 +92,29 @@ def test_a_reboot_after_an_orderly_stop_is_not_noticed(tmp_path: Path) -> None:
         status, headers, _ = ask("HEAD", url)
         assert (status, headers["Upload-Offset"]) == (200, str(3 * MIB + 1))
         assert "uploads_suspected" not in service.log_path.read_text()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_O6_a_service_that_ends_beside_another_speaks_for_itself_alone(tmp_path: Path, workers: str) -> None:
+    """An upgrade that is given up syncs nothing of what the first service takes: another boot doubts it."""
+    boot = tmp_path / "boot"
+    boot.write_text("first")
+    service = ServiceProcess(tmp_path / "service", ATTACHD_BLOCK_SIZE="1MiB", ATTACHD_WORKERS=workers)
+    service.command = [sys.executable, "-m", "tests.e2e.rebooted", str(boot), "serve"]
+    with service:
+        second = service.successor()
+        second.command = [*service.command, "--beside"]
+        with second:
+            deadline = time.monotonic() + 60
+            while "service_started" not in second.log_path.read_text():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert second.terminate() == 0
+        url = begin(service, 7 * MIB + 3)
+        service.kill()
+        (segment,) = (service.data / "uploads").rglob(f"{url.rpartition('/')[2]}.*")
+        os.truncate(segment, 4 * MIB + 4096)
+        boot.write_text("second")
+        service.start()
+        assert offset(url) == 4 * MIB
+        assert "uploads_suspected" in service.log_path.read_text()

@@ -38,6 +38,25 @@ async def hanging(*args, **named):
 w.running = hanging
 from service.cli import main; main()
 """
+#: one whose nursery has no process to give while there is a file
+CROWDED = """
+import errno, os, service.workers.nursery as n
+fork = os.fork
+def crowded():
+    if os.path.exists({mark!r}):
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return fork()
+n.os.fork = crowded
+from service.cli import main; main()
+"""
+#: one that loses its nursery as soon as it wants a worker of it
+BEREAVED = """
+import os, signal, service.workers.nursery as n
+def gone(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+n._bear = gone
+from service.cli import main; main()
+"""
 OCTETS = "application/offset+octet-stream"
 IN_FLIGHT = 'attachd_transfers_in_flight{direction="in"}'
 
@@ -187,6 +206,33 @@ def test_a_worker_that_is_told_to_end_is_replaced(service: ServiceProcess) -> No
     until(lambda: service.workers().get(0) not in (None, before[0]))
     until(lambda: service.metrics()["attachd_workers"] == 2)
     assert service.workers()[1] == before[1]
+
+
+def test_a_worker_for_which_there_is_no_process_comes_later(tmp_path: Path) -> None:
+    """A fork that fails is tried again; meanwhile the other worker serves."""
+    service = ServiceProcess(tmp_path, ATTACHD_WORKERS="2")
+    service.command = [sys.executable, "-c", CROWDED.format(mark=str(tmp_path / "full")), "serve"]
+    with service:
+        (tmp_path / "full").touch()
+        os.kill(service.workers()[1], signal.SIGKILL)
+        until(lambda: service.log_path.read_text().count("worker_not_made") >= 2)
+        assert create(service, 5)
+        assert service.metrics()["attachd_workers"] == 1
+        (tmp_path / "full").unlink()
+        until(lambda: service.metrics()["attachd_workers"] == 2)
+    assert "resource temporarily unavailable" in service.log_path.read_text()
+
+
+def test_a_start_without_a_nursery_is_none(tmp_path: Path) -> None:
+    """It ends with 1 and says why, whatever the workers that it was to have."""
+    service = ServiceProcess(tmp_path, ATTACHD_WORKERS="2")
+    done = subprocess.run(
+        [sys.executable, "-c", BEREAVED, "serve"],
+        cwd=ROOT, env=service.environment, capture_output=True, text=True, timeout=START_LIMIT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "nursery_lost" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_stuck_worker_is_replaced(tmp_path: Path) -> None:

@@ -362,7 +362,7 @@ async def test_T_0A9_restart_forgets_unverified_bytes(tmp_path: Path, stopped: b
     """After a stop, or a death, in the middle of such a body the upload goes on from the offset before it."""
     async with site(tmp_path) as first:
         # the directory is free, as it is when a process has died
-        first.service.claim.directory.close()
+        await asyncio.to_thread(first.service.claim.directory.close)
         path, _ = await staged(first)
         if stopped:
             await first.service.stop()

@@ -362,7 +362,7 @@ async def test_T_0CG_plan_survives_a_restart(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("service.uploads.FINAL_PATIENCE_SECONDS", 0.02)
     async with site(tmp_path) as first:
         # the directory is free, as it is when a process has died
-        first.service.claim.directory.close()
+        await asyncio.to_thread(first.service.claim.directory.close)
         hold = Hold(first, "concatenate", monkeypatch)
         path = await final(first, await partial(first, b"hello"))
         async with site(tmp_path) as second:
