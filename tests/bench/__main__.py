@@ -16,8 +16,10 @@ from typing import Any
 from service.units import format_size, parse_size
 from tests.bench import machine
 from tests.bench.cases import CASES, Load, Source
+from tests.bench.everybody import SIDES
+from tests.bench.peers import get
 from tests.bench.report import Sample, columns, rows, table
-from tests.bench.sides import SIDES, Side
+from tests.bench.sides import Side
 
 
 def measure(side: Side, name: str, load: Load, source: Source, state: Any, pages: machine.Pages) -> Sample:
@@ -75,7 +77,7 @@ def run_case(name: str, sides: Sequence[str], load: Load, options: Options, dire
                 side, state = started[label]
                 samples[label].append(measure(side, name, load, source, state, pages))
         texts = {
-            field.name: format_size(value) if field.name in {"size", "chunk", "small"} else value
+            field.name: format_size(value) if field.name in {"size", "chunk", "mib", "small"} else value
             for field in dataclasses.fields(load)
             for value in [getattr(load, field.name)]
         }
@@ -97,6 +99,9 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the cases asked for and prints what came out."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="attachd side by side with others.")
+    parser.add_argument(
+        "--peers", action="store_true", help="get the other servers that this machine can have, and end"
+    )
     parser.add_argument("--rounds", type=int, help="how often each side takes its turn (5; quick: 1)")
     parser.add_argument("--case", action="append", choices=list(CASES), help="only this one; may be repeated")
     parser.add_argument("--side", action="append", choices=list(SIDES), help="only this one; may be repeated")
@@ -110,6 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--directory", type=Path, help="where files go, on the disk to measure (the system's own)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works, and nothing else")
     given = parser.parse_args(arguments)
+    if given.peers:
+        get()
+        return
     load = Load.quick() if given.quick else Load()
     if given.size:
         load = dataclasses.replace(load, size=given.size)
@@ -125,6 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         begun = time.monotonic()
         did: dict[str, dict[str, list[str]]] = {}
         sides = [side for side in SIDES if not given.side or side in given.side]
+        for side in [side for side in sides if SIDES[side].missing()]:
+            print(f"{side}: left out: {SIDES[side].missing()}")
+            sides.remove(side)
         for case in given.case or CASES:
             if why := CASES[case].missing():
                 print(f"\n### {case}: left out: {why}")

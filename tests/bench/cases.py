@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -29,15 +30,18 @@ class Load:
 
     size: int = 512 * MIB
     chunk: int = 8 * MIB
+    mib: int = MIB
     small: int = 64 * 1024
     files: int = 1000
+    at_once: int = 8
+    readers: int = 4
     heads: int = 10_000
     connections: int = 16
 
     @classmethod
     def quick(cls) -> Load:
         """Sizes that show that it works, and nothing else."""
-        return cls(size=3 * MIB, chunk=MIB, files=48, heads=200)
+        return cls(size=3 * MIB, chunk=MIB, mib=MIB // 2, files=48, heads=200)
 
 
 class Source:
@@ -109,6 +113,24 @@ def _chunks(side: Side, load: Load, source: Source, _: object) -> Work:
     return _large(side, source, load.size, load.chunk)
 
 
+def _mib_chunks(side: Side, load: Load, source: Source, _: object) -> Work:
+    return _large(side, source, load.size, load.mib)
+
+
+def _at_once(side: Side, load: Load, source: Source, _: object) -> Work:
+    each = load.size // load.at_once
+    creations = side.creations(load.at_once, each)
+
+    def run() -> list[float]:
+        with ThreadPoolExecutor(load.at_once) as threads:
+            sending = [threads.submit(_upload, side, creation, source, each, each) for creation in creations]
+            for sent in sending:
+                sent.result()
+        return []
+
+    return Work(run, amount=each * load.at_once, writes=each * load.at_once)
+
+
 def _large(side: Side, source: Source, size: int, chunk: int) -> Work:
     (creation,) = side.creations(1, size)
 
@@ -120,10 +142,18 @@ def _large(side: Side, source: Source, size: int, chunk: int) -> Work:
 
 
 def _small(side: Side, load: Load, source: Source, _: object) -> Work:
-    body = os.pread(source.fd, load.small, 0)
+    return _files(side, load, source, load.small, load.files)
+
+
+def _mib_files(side: Side, load: Load, source: Source, _: object) -> Work:
+    return _files(side, load, source, load.mib, load.files // 2)
+
+
+def _files(side: Side, load: Load, source: Source, size: int, count: int) -> Work:
+    body = os.pread(source.fd, size, 0)
     requests = [
         head("POST", creation, side.address, upload_length=len(body), content_length=len(body), content_type=OCTETS)
-        for creation in side.creations(load.files, len(body))
+        for creation in side.creations(count, len(body))
     ]
 
     def kept_whole(answer: Answer) -> None:
@@ -131,8 +161,8 @@ def _small(side: Side, load: Load, source: Source, _: object) -> Work:
 
     return Work(
         lambda: burst(side.address, requests, body, load.connections, kept_whole),
-        amount=load.files,
-        writes=load.files * len(body),
+        amount=count,
+        writes=count * len(body),
     )
 
 
@@ -145,16 +175,29 @@ def _a_file(side: Side, load: Load, source: Source) -> str:
 
 
 def _download(side: Side, load: Load, source: Source, path: str) -> Work:
-    def run() -> list[float]:
+    return _read(side, load, path, 1)
+
+
+def _readers(side: Side, load: Load, source: Source, path: str) -> Work:
+    return _read(side, load, path, load.readers)
+
+
+def _read(side: Side, load: Load, path: str, readers: int) -> Work:
+    def read() -> None:
         with Connection(side.address) as connection:
             connection.send(head("GET", path, side.address))
             answer, length = connection.download()
             answer.expect(200)
             if length != load.size:
                 raise Unexpected(f"expected {load.size} bytes, got {length}")
+
+    def run() -> list[float]:
+        with ThreadPoolExecutor(readers) as threads:
+            for done in [threads.submit(read) for _ in range(readers)]:
+                done.result()
         return []
 
-    return Work(run, amount=load.size)
+    return Work(run, amount=load.size * readers)
 
 
 def _unfinished(side: Side, load: Load, source: Source) -> list[str]:
@@ -234,8 +277,12 @@ def _s3_slow_neighbours(side: Side, load: Load, source: Source, _: object) -> Wo
 CASES: Final[Mapping[str, Case]] = {
     "one": Case("{size} in one PATCH", "bytes", _nothing, _one),
     "chunks": Case("{size} in {chunk} PATCHes", "bytes", _nothing, _chunks),
+    "mib-chunks": Case("{size} in {mib} PATCHes", "bytes", _nothing, _mib_chunks),
+    "eight": Case("{size} as {at_once} uploads at once", "bytes", _nothing, _at_once),
     "small": Case("{small} creation-with-upload, {connections} connections", "requests", _nothing, _small),
+    "mib-files": Case("{mib} creation-with-upload, {connections} connections", "requests", _nothing, _mib_files),
     "download": Case("download of {size}, one reader", "bytes", _a_file, _download),
+    "readers": Case("download of {size}, {readers} readers", "bytes", _a_file, _readers),
     "head": Case("HEAD, {connections} connections", "requests", _unfinished, _heads),
     "s3-put": Case("{size} in one PATCH onto a bucket", "bytes", _nothing, _s3_put, store_missing),
     "s3-chunks": Case("{size} in {chunk} PATCHes onto a bucket", "bytes", _nothing, _s3_chunks, store_missing),

@@ -25,6 +25,7 @@ SEND_BUFFER: Final = 256 * 1024
 STEP: Final = 1 << 20
 
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)", re.IGNORECASE)
+_CHUNKED: Final = b"\r\ntransfer-encoding: chunked\r\n"
 _BODILESS: Final = frozenset({204, 304})
 
 
@@ -121,6 +122,14 @@ class Connection:
         if self._bodiless or answer.status in _BODILESS:
             return answer, 0, 0
         found = _LENGTH.search(answer.head)
+        if found is None and _CHUNKED in answer.head.lower():
+            # some say so of no body at all; nothing larger is asked for without a length
+            while not seen.endswith(b"0\r\n\r\n"):
+                more = self.socket.recv(65536)
+                if not more:
+                    raise Unexpected(f"the connection ended after {seen!r}")
+                seen += more
+            return answer, 0, 0
         if found is None:
             raise Unexpected(f"a body without a length: {answer.head!r}")
         return answer, int(found[1]), len(seen) - end - 4

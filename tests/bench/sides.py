@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,6 +39,10 @@ class Does:
     logging: str
     processes: str
 
+    def but(self, **members: str) -> Does:
+        """The same, except for these."""
+        return replace(self, **members)
+
     def __str__(self) -> str:
         return "; ".join(f"{name}: {value}" for name, value in asdict(self).items())
 
@@ -49,6 +52,10 @@ class Side(Protocol):
 
     #: the cases it can take part in
     CASES: frozenset[str]
+
+    @classmethod
+    def missing(cls) -> str:
+        """Why it cannot be started here; empty if it can."""
 
     def __init__(self, directory: Path, case: str, durability: str) -> None: ...
 
@@ -82,13 +89,26 @@ def target(url: str) -> str:
     return parts.path + (f"?{parts.query}" if parts.query else "")
 
 
+#: what every tus server can do, with bytes on a disk
+ON_DISK: Final = frozenset(
+    {"one", "chunks", "mib-chunks", "eight", "small", "mib-files", "download", "readers", "head"}
+)
+
+
 class Attachd:
     """The service as a process, with its defaults except durability."""
 
-    CASES = frozenset({"one", "chunks", "small", "download", "head"})
+    CASES = ON_DISK
+    WORKERS = 1
+
+    @classmethod
+    def missing(cls) -> str:
+        return ""
 
     def __init__(self, directory: Path, case: str, durability: str) -> None:
-        self._service = ServiceProcess(directory, ATTACHD_DURABILITY=durability)
+        self._service = ServiceProcess(
+            directory, ATTACHD_DURABILITY=durability, ATTACHD_WORKERS=str(self.WORKERS), ATTACHD_MAX_SIZE="4GiB"
+        )
         self._durability = durability
 
     def __enter__(self) -> Self:
@@ -102,11 +122,11 @@ class Attachd:
     def does(self) -> Does:
         return Does(
             hashing="XXH3-128 of each 8 MiB block",
-            durability=_synced(self._durability, "data, directories and database before the last answer"),
+            durability=synced(self._durability, "data, directories and database before the last answer"),
             authentication="an HS256 link for each upload and download, each verified",
             database="SQLite, every offset committed before it is answered",
             logging="JSON lines into a file",
-            processes="one",
+            processes="one" if self.WORKERS == 1 else f"{self.WORKERS} workers and a supervisor",
         )
 
     @property
@@ -127,27 +147,42 @@ class Attachd:
         return target(self._service.mint_download(last.header("Attachd-File-Id")))
 
 
-class _Module:
-    """A module of this package as a server: called with port, directory and durability."""
+class AttachdTwo(Attachd):
+    """The same with two workers."""
+
+    CASES = frozenset({"eight", "small", "mib-files", "readers", "head"})
+    WORKERS = 2
+
+
+class Program:
+    """A server that is some program."""
 
     CASES: frozenset[str]
-    NAME: str
+    #: where it takes creations, and what that becomes in the address of a file
+    CREATION = "/files"
+    DOWNLOAD = "/d/"
+
+    @classmethod
+    def missing(cls) -> str:
+        return ""
 
     def __init__(self, directory: Path, case: str, durability: str) -> None:
         self.files = directory / "files"
         self.durability = durability
-        self.arguments: list[str] = []
         self.environment: dict[str, str] = {}
         self.port = free_port()
         self._log = directory / "log"
         self._process: subprocess.Popen[bytes] | None = None
 
+    def command(self) -> list[str]:
+        """What starts it."""
+        raise NotImplementedError
+
     def __enter__(self) -> Self:
         self.files.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", f"tests.bench.{self.NAME}", str(self.port), str(self.files), self.durability]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                command + self.arguments, cwd=ROOT, env=os.environ | self.environment, stdin=subprocess.DEVNULL,
+                self.command(), cwd=ROOT, env=os.environ | self.environment, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:
@@ -172,10 +207,10 @@ class _Module:
         return group(self._process.pid)
 
     def creations(self, count: int, size: int) -> list[str]:
-        return ["/files"] * count
+        return [self.CREATION] * count
 
     def download(self, location: str, last: Answer) -> str:
-        return target(location).replace("/files/", "/d/")
+        return target(location).replace("/files/", self.DOWNLOAD)
 
     def _wait_ready(self) -> None:
         assert self._process is not None
@@ -184,20 +219,34 @@ class _Module:
             with suppress(OSError), socket.create_connection(self.address, 1):
                 return
             time.sleep(0.02)
-        raise AssertionError(f"{self.NAME} did not start\n{self._log.read_text(errors='replace')}")
+        raise AssertionError(f"{self.command()[0]} did not start\n{self._log.read_text(errors='replace')}")
+
+
+class _Module(Program):
+    """A module of this package as a server: called with port, directory, durability and what else it needs."""
+
+    NAME: str
+
+    def __init__(self, directory: Path, case: str, durability: str) -> None:
+        super().__init__(directory, case, durability)
+        self.arguments: list[str] = []
+
+    def command(self) -> list[str]:
+        module = [sys.executable, "-m", f"tests.bench.{self.NAME}"]
+        return [*module, str(self.port), str(self.files), self.durability, *self.arguments]
 
 
 class Limit(_Module):
     """The machine's own limit: `limit.py`."""
 
-    CASES = frozenset({"one", "chunks", "download"})
+    CASES = frozenset({"one", "chunks", "mib-chunks", "download"})
     NAME = "limit"
 
     @property
     def does(self) -> Does:
         return Does(
             hashing="XXH3-128 of each body",
-            durability=_synced(self.durability, "data before the last answer"),
+            durability=synced(self.durability, "data before the last answer"),
             authentication="none",
             database="none",
             logging="none",
@@ -208,20 +257,20 @@ class Limit(_Module):
 class Naive(_Module):
     """A plain aiohttp handler: `naive.py`."""
 
-    CASES = frozenset({"one", "chunks", "small", "download", "head"})
+    CASES = ON_DISK
     NAME = "naive"
 
     def __init__(self, directory: Path, case: str, durability: str) -> None:
         super().__init__(directory, case, durability)
         # Each where it is the faster one: aiohttp has no sendfile under uvloop.
-        self.loop = "asyncio" if case == "download" else "uvloop"
+        self.loop = "asyncio" if case in ("download", "readers") else "uvloop"
         self.arguments = [self.loop]
 
     @property
     def does(self) -> Does:
         return Does(
             hashing="XXH3-128 of the file",
-            durability=_synced(self.durability, "data before the last answer"),
+            durability=synced(self.durability, "data before the last answer"),
             authentication="none",
             database="none, offsets in memory",
             logging="none",
@@ -238,6 +287,7 @@ class AttachdS3(Attachd):
     """The service on a bucket of a versitygw of its own, whose processor time is nobody's."""
 
     CASES = frozenset({"s3-put", "s3-chunks", "s3-get", "s3-slow-neighbours"})
+
     #: clients that send 1 KB/s each meanwhile
     NEIGHBOURS = 0
 
@@ -266,10 +316,9 @@ class AttachdS3(Attachd):
 
     @property
     def does(self) -> Does:
-        return replace(
-            super().does,
+        return super().does.but(
             hashing="XXH3-128 of each 8 MiB block and of each part, CRC-32C of each part",
-            durability=f"the bucket's; {_synced(self._durability, 'database before the last answer')}",
+            durability=f"the bucket's; {synced(self._durability, 'database before the last answer')}",
         )
 
     @property
@@ -325,16 +374,6 @@ class Bare(_Module):
         assert said == "done\n", f"{words}: {said or 'no answer'}"
 
 
-def _synced(durability: str, what: str) -> str:
+def synced(durability: str, what: str) -> str:
+    """What becomes of bytes, in words."""
     return "left to the kernel" if durability == "none" else f"{what}: synced"
-
-
-#: by the name they have in the table; the others are held against the first
-SIDES: Final[Mapping[str, type[Side]]] = {
-    "attachd": Attachd,
-    "limit": Limit,
-    "naive": Naive,
-    "attachd-s3": AttachdS3,
-    "attachd-s3-crowded": AttachdS3Crowded,
-    "bare-boto3": Bare,
-}

@@ -1,0 +1,201 @@
+"""Other servers, as their authors ship them. `python -m tests.bench --peers` gets those that this machine can have.
+
+A peer that is not there is left out of a run, which says so.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Self
+
+from tests.bench.sides import ON_DISK, Does, Program, Side, store_missing, synced
+from tests.e2e.process import ROOT
+from tests.stores.servers import Store, open_store
+
+#: where they are put
+CACHE: Final = ROOT / ".cache" / "bench"
+TUSD: Final = "github.com/tus/tusd/v2/cmd/tusd@v2.8.0"
+PYTHON_PACKAGES: Final = ("tuspyserver==4.4.3", "resumable-upload==0.3.0", "uvicorn[standard]>=0.30")
+HERE: Final = Path(__file__).parent
+
+
+class Tusd(Program):
+    """The reference server, with its defaults."""
+
+    CASES = ON_DISK
+    CREATION = "/files/"
+    DOWNLOAD = "/files/"
+
+    @classmethod
+    def missing(cls) -> str:
+        return "" if _tusd() else "there is no tusd (ATTACHD_BENCH_TUSD, on the PATH, or by make bench ARGS=--peers)"
+
+    def command(self) -> list[str]:
+        return [_tusd(), "-host=127.0.0.1", f"-port={self.port}", "-base-path=/files/", *self.storage()]
+
+    def storage(self) -> list[str]:
+        """What says where bytes are kept."""
+        return [f"-upload-dir={self.files}"]
+
+    @property
+    def does(self) -> Does:
+        return Does(
+            hashing="none",
+            durability=synced("none", ""),
+            authentication="none",
+            database="none; a JSON file for each upload, and a lock file",
+            logging="a line or more for each request into a file",
+            processes="one, of as many threads as cores",
+        )
+
+
+class TusdS3(Tusd):
+    """The same on a bucket of a versitygw of its own."""
+
+    CASES = frozenset({"s3-put", "s3-chunks"})
+
+    @classmethod
+    def missing(cls) -> str:
+        return super().missing() or store_missing()
+
+    def __init__(self, directory: Path, case: str, durability: str) -> None:
+        super().__init__(directory, case, durability)
+        self.files = directory / "store"
+        self._store: Store | None = None
+        self._bucket = ""
+
+    def __enter__(self) -> Self:
+        self._store = open_store("versitygw", self.files)
+        self._bucket = self._store.make_bucket()
+        self.environment = self._store.environment() | {"AWS_REGION": self._store.region}
+        return super().__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        if self._store is not None:
+            self._store.close()
+
+    def storage(self) -> list[str]:
+        assert self._store is not None
+        return [f"-s3-bucket={self._bucket}", f"-s3-endpoint={self._store.endpoint}"]
+
+    @property
+    def does(self) -> Does:
+        return Does(
+            hashing="the store's SDK's: SHA-256 and more of each part",
+            durability="the bucket's",
+            authentication="none",
+            database="none; an object for each upload",
+            logging="a line or more for each request into a file",
+            processes="one, of as many threads as cores",
+        )
+
+
+class TusdS3Tuned(TusdS3):
+    """The same with parts of 8 MiB, as attachd's are, and without hashes."""
+
+    def storage(self) -> list[str]:
+        return [*super().storage(), f"-s3-part-size={8 * 2**20}", "-s3-disable-content-hashes=true"]
+
+    @property
+    def does(self) -> Does:
+        return super().does.but(hashing="none: parts of 8 MiB, content hashes off")
+
+
+class TusNode(Program):
+    """@tus/server with @tus/file-store."""
+
+    CASES = frozenset({"one", "chunks", "mib-chunks", "small", "head"})
+    CREATION = "/files"
+
+    @classmethod
+    def missing(cls) -> str:
+        there = shutil.which("node") and (CACHE / "node" / "node_modules").is_dir()
+        return "" if there else "there is no @tus/server (by make bench ARGS=--peers, with node and npm)"
+
+    def command(self) -> list[str]:
+        return ["node", str(CACHE / "node" / "server.mjs"), str(self.port), str(self.files)]
+
+    @property
+    def does(self) -> Does:
+        return Does("none", synced("none", ""), "none", "none; a JSON file for each upload", "none", "one")
+
+
+class Tuspyserver(Program):
+    """tuspyserver under uvicorn with one worker."""
+
+    CASES = frozenset({"one", "chunks", "mib-chunks", "small"})
+    NAME = "tuspyserver"
+
+    @classmethod
+    def missing(cls) -> str:
+        return "" if _python().exists() else f"there is no {cls.NAME} (by make bench ARGS=--peers)"
+
+    def command(self) -> list[str]:
+        return [str(_python()), str(HERE / "asgi_peer.py"), self.NAME, str(self.port), str(self.files)]
+
+    @property
+    def does(self) -> Does:
+        return Does(
+            "none", synced("none", ""), "none", "none; a JSON file for each upload", "none", "one, uvloop's loop"
+        )
+
+
+class ResumableUpload(Tuspyserver):
+    """resumable-upload under uvicorn with one worker."""
+
+    CREATION = "/files/"
+    NAME = "resumable-upload"
+
+    @property
+    def does(self) -> Does:
+        return super().does.but(database="SQLite")
+
+
+def _tusd() -> str:
+    built = CACHE / "tusd"
+    return os.environ.get("ATTACHD_BENCH_TUSD") or shutil.which("tusd") or (str(built) if built.exists() else "")
+
+
+def _python() -> Path:
+    return CACHE / "python" / "bin" / "python"
+
+
+#: by the name they have in the table
+PEERS: Final[Mapping[str, type[Side]]] = {
+    "tusd": Tusd,
+    "tus-node": TusNode,
+    "tuspyserver": Tuspyserver,
+    "resumable-upload": ResumableUpload,
+    "tusd-s3": TusdS3,
+    "tusd-s3-tuned": TusdS3Tuned,
+}
+
+
+def get() -> None:
+    """Gets the peers; one that cannot be had is named, and is no failure."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    ways = {
+        "tusd": [["go", "install", TUSD]],
+        "@tus/server": [["npm", "install", "--prefix", str(CACHE / "node"), "--no-audit", "--no-fund"]],
+        "tuspyserver": [
+            [sys.executable, "-m", "venv", str(CACHE / "python")],
+            [str(_python()), "-m", "pip", "install", "--quiet", *PYTHON_PACKAGES],
+        ],
+    }
+    (CACHE / "node").mkdir(exist_ok=True)
+    for name in ("package.json", "server.mjs"):
+        shutil.copy(HERE / "node" / name, CACHE / "node" / name)
+    for peer, commands in ways.items():
+        try:
+            for command in commands:
+                subprocess.run(command, env=os.environ | {"GOBIN": str(CACHE)}, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"{peer}: not to be had here: {error}", file=sys.stderr)
+        else:
+            print(f"{peer}: there")
