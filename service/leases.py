@@ -232,7 +232,7 @@ class Leases:
             holder.stop()
             await self._wait_released(holder)
             return True
-        if self._clock.now() - upload.updated_at < SILENT_SECONDS:
+        if not upload.leased or self._clock.now() - upload.updated_at < SILENT_SECONDS:
             return False
         return await self._hush_elsewhere(upload.id)
 

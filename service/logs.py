@@ -12,6 +12,7 @@ request. The access log is the web edge's own; aiohttp's is switched off.
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import re
 import sys
@@ -34,6 +35,8 @@ _BEARER: Final = re.compile(r"(?i)\b(bearer)(\s+|%20)[^\s\"'<>,;]+")
 #: a compact JWS begins with `{"` or `{` and white space, in base64
 _JWT: Final = re.compile(rf"{_START}e[yw][A-Za-z0-9_-]{{6,}}\.[A-Za-z0-9_-]{{4,}}\.[A-Za-z0-9_-]*")
 _UPLOAD_ID: Final = re.compile(r"u_[a-z2-7]{26}")
+#: in whatever one of the four can be found; most text has none of these, and is looked at once
+_SUSPICIOUS: Final = re.compile(r"(?i)sig|bearer|e[yw][a-z0-9_-]{6}|u_")
 
 _QUIET: Final = {
     "aiohttp.access": logging.CRITICAL,
@@ -49,6 +52,8 @@ _QUIET: Final = {
 
 def redact(text: str) -> str:
     """The text without tokens and upload ids."""
+    if _SUSPICIOUS.search(text) is None:
+        return text
     text = _SIG.sub(r"\1***", text)
     text = _BEARER.sub(r"\1\2***", text)
     return _UPLOAD_ID.sub("u_***", _JWT.sub("***", text))
@@ -94,7 +99,7 @@ def configure(
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
                 _redact_record,
-                _text_renderer(colors=stream.isatty()) if text else structlog.processors.JSONRenderer(),
+                _text_renderer(colors=stream.isatty()) if text else _render_json,
             ],
         )
     )
@@ -116,6 +121,14 @@ def _text_renderer(*, colors: bool) -> Processor:
     return structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
 
 
+#: made once: `json.dumps` makes one for each record
+_ENCODER: Final = json.JSONEncoder(default=repr)
+
+
+def _render_json(_logger: WrappedLogger, _method: str, record: EventDict) -> str:
+    return _ENCODER.encode(record)
+
+
 def _shorten_parser_error(record: logging.LogRecord) -> bool:
     """A request that aiohttp cannot parse is one line, and the client's doing (A-05).
 
@@ -135,7 +148,11 @@ def _redact_record(_logger: WrappedLogger, _method: str, record: EventDict) -> M
 
 
 def _clean_fields(fields: MutableMapping[str, object]) -> dict[str, object]:
-    return {redact(str(name)): _clean(value, own_id=name == ID_FIELD) for name, value in fields.items()}
+    return {_clean_name(str(name)): _clean(value, own_id=name == ID_FIELD) for name, value in fields.items()}
+
+
+#: names of fields are the code's own, and few
+_clean_name = functools.lru_cache(maxsize=1024)(redact)
 
 
 def _clean(value: object, *, own_id: bool = False) -> object:

@@ -164,6 +164,8 @@ class Upload:
     updated_at: float = 0.0
     problem: str | None = None
     problem_detail: str | None = None
+    #: whether a request held it when this was read
+    leased: bool = field(default=False, compare=False)
 
     @property
     def complete(self) -> bool:

@@ -113,6 +113,7 @@ def load_upload(row: Any, partials: Sequence[str] = ()) -> Upload:
         updated_at=row.updated_at,
         problem=row.problem,
         problem_detail=row.problem_detail,
+        leased=row.lease_owner is not None,
     )
 
 

@@ -10,6 +10,7 @@ import base64
 import binascii
 import re
 from email.utils import formatdate
+from functools import lru_cache
 from typing import Final, Protocol
 from urllib.parse import unquote
 
@@ -180,7 +181,12 @@ def parse_framing(fields: Fields) -> Framing:
 
 def http_date(instant: float) -> str:
     """IMF-fixdate (RFC 9110 5.6.7): tusgo parses `Upload-Expires` strictly (T-092)."""
-    return formatdate(instant, usegmt=True)
+    return _date_of(int(instant))
+
+
+@lru_cache(maxsize=256)
+def _date_of(second: int) -> str:
+    return formatdate(second, usegmt=True)
 
 
 def text_of(pairs: dict[str, bytes], *names: str) -> str | None:
