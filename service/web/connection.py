@@ -3,7 +3,14 @@
 It owns the transport and passes the bytes on, one request at a time: a head, and once a handler
 has begun the request, its body; what comes behind waits here with the socket paused. So a head is
 bounded as a whole and in time (aiohttp bounds its fields one by one), and pipelined requests cost
-nothing before their turn. It is also the place for whatever aiohttp has no API for: the trailer
+nothing before their turn.
+
+A body whose length the head leaves no doubt about (`heads`) is not passed on: once its handler
+asks for it, it goes from the socket straight into the memory of a `Sink`. To aiohttp that request
+is one with an open end, which it hears of when the body is whole; so all it does about a body that
+is not read to its end stays right.
+
+It is also the place for whatever aiohttp has no API for: the trailer
 section of a chunked body, which aiohttp parses and drops (A-01); not reading the rest of a refused
 body, which aiohttp would do as fast as it comes (A-12, lesson A3); the bytes that aiohttp has
 buffered and throws away when the peer vanishes (A-09); the answer to a client that has finished
@@ -15,13 +22,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from enum import Enum, auto
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 from aiohttp import StreamReader, web
 
+from service.web import heads
 from service.web.crowd import Crowd, everybody
 from service.web.trailers import Tail
 from service.web.unsent import unsent
@@ -36,7 +45,46 @@ ANSWER_SECONDS: Final = 30.0
 REFUSED_BYTES: Final = 128 * 1024
 #: bytes that wait for their turn before the socket pauses; a small body behind its head never does
 HELD_BYTES: Final = 64 * 1024
+#: received at once of a body that aiohttp reads, and of all else; the less of a body comes with its
+#: head, the less is copied
+_PLAIN_BYTES: Final = 256 * 1024
+_HEAD_READ_BYTES: Final = 64 * 1024
 _HEAD_END: Final = b"\r\n\r\n"
+#: ends the body of a request that `heads.direct` made
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+#: whether bodies are received without a parser where that can be; tests look at the other way too
+DIRECT = True
+
+
+class _Scratch(threading.local):
+    """Where a thread's connections receive what is not for a sink: it is copied from there at once, so one will do."""
+
+    def __init__(self) -> None:
+        self.large = memoryview(bytearray(_PLAIN_BYTES))
+        self.small = self.large[:_HEAD_READ_BYTES]
+
+
+_SCRATCH: Final = _Scratch()
+
+
+class Sink(Protocol):
+    """Takes the bytes of one body, in order."""
+
+    def space(self, most: int) -> memoryview | None:
+        """Where the next bytes go, `most` of them at most; None: there is no room, `take` them if they come."""
+        ...
+
+    def filled(self, count: int) -> None:
+        """So many have been received there."""
+        ...
+
+    def take(self, data: bytes) -> None:
+        """These came another way."""
+        ...
+
+    def end(self, *, whole: bool) -> None:
+        """No more come."""
+        ...
 
 
 class _Turn(Enum):
@@ -52,7 +100,7 @@ class _Turn(Enum):
     WHOLE = auto()
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """Stands before an aiohttp connection handler made by the public `AppRunner.server`."""
 
     def __init__(
@@ -66,6 +114,8 @@ class Connection(asyncio.Protocol):
         #: of the head that is coming
         self._head_bytes = 0
         self._head_seam = b""
+        #: all of it so far, while it may be one with a direct body; None: it has been passed on
+        self._head: bytearray | None = None
         #: since when a request has been due, None while none is; looked at by the one timer
         self._due_since: float | None = None
         #: whether a handler has begun and has no answer yet
@@ -78,6 +128,12 @@ class Connection(asyncio.Protocol):
         self._body_left: int | None = None
         self._body_idle_bytes = 0
         self._tail = Tail()
+        #: how long its body is if that is a direct one, what came of it without a sink, and where it goes
+        self._direct: int | None = None
+        self._early = bytearray()
+        self._sink: Sink | None = None
+        #: where the sink wants what is being received
+        self._space: memoryview | None = None
         #: came before its turn
         self._held = bytearray()
         self._paused = False
@@ -102,12 +158,10 @@ class Connection(asyncio.Protocol):
         self._crowd.leave(self)
         if self._timer is not None:
             self._timer.cancel()
-        if self._turn is _Turn.WAIT and self._held:
-            # the handler is about to begin, and reads what aiohttp has
-            self._inner.data_received(self._take_held())
         self._save()
         self._inner.connection_lost(exc)
         self._transport = None
+        self._end_sink(whole=False)
 
     def pause_writing(self) -> None:
         self._inner.pause_writing()
@@ -124,7 +178,27 @@ class Connection(asyncio.Protocol):
             self._break_off()
         return True
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        self._space = None
+        if self._turn is not _Turn.BODY:
+            return _SCRATCH.small
+        if self._sink is not None and self._body_left:
+            # never more than the body: what is behind it needs no copy back
+            self._space = self._sink.space(self._body_left)
+        return _SCRATCH.large if self._space is None else self._space
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._space is None or self._sink is None or self._body_left is None:
+            self.receive(bytes(_SCRATCH.large[:nbytes]))
+            return
+        self._space = None
+        self._body_left -= nbytes
+        self._sink.filled(nbytes)
+        if not self._body_left:
+            self._be_whole()
+
+    def receive(self, data: bytes) -> None:
+        """Takes bytes from the socket that are not for a sink."""
         if self._left is not None and not self._take_refused(len(data)):
             return
         if self._turn is _Turn.HEAD:
@@ -153,7 +227,7 @@ class Connection(asyncio.Protocol):
     def begin(self, request: web.BaseRequest) -> None:
         """The request's handler begins: its body is passed on."""
         self._content = request.content
-        self._body_left = request.content_length
+        self._body_left = request.content_length if self._direct is None else self._direct
         self._body_idle_bytes = 0
         self._tail = Tail()
         self._due_since = None
@@ -162,7 +236,8 @@ class Connection(asyncio.Protocol):
         if self._turn is _Turn.BODY and self._held:
             self._take_body(self._take_held())
         if self._turn is _Turn.BODY:
-            self._resume()
+            if len(self._early) <= HELD_BYTES:
+                self.resume()
             if self._half_closed:
                 self._break_off()
 
@@ -174,6 +249,7 @@ class Connection(asyncio.Protocol):
             self._broken = True
             self._content.feed_eof()
         self._turn = _Turn.WHOLE
+        self._end_sink(whole=False)
 
     def end(self) -> bool:
         """The handler has its answer. Whether another request may come on this connection."""
@@ -181,7 +257,8 @@ class Connection(asyncio.Protocol):
         self._watch(ANSWER_SECONDS)
         if self._content is None or not self._content.is_eof():
             return False
-        self._content, self._saved = None, b""
+        self._content, self._saved, self._direct = None, b"", None
+        self._early.clear()
         if self._body_left is None and self._tail.seen and self._tail.trailers() is None:
             # bytes of a next request went along with the chunked body: where it begins is not known
             return False
@@ -190,7 +267,7 @@ class Connection(asyncio.Protocol):
         if self._held:
             self._take_head(self._take_held())
         if self._turn is _Turn.HEAD:
-            self._resume()
+            self.resume()
         return self._turn is not _Turn.HEAD or not self._half_closed
 
     def _take_head(self, data: bytes) -> None:
@@ -200,6 +277,7 @@ class Connection(asyncio.Protocol):
             if not data:
                 self._expect_head()
                 return
+            self._head = bytearray() if DIRECT and heads.may_be_direct(data) else None
         seen = self._head_seam + data
         at = seen.find(_HEAD_END)
         end = len(data) if at < 0 else at + len(_HEAD_END) - len(self._head_seam)
@@ -215,7 +293,19 @@ class Connection(asyncio.Protocol):
             self._hold(data[end:])
         else:
             self._crowd.begin_head(self, self._head_bytes)
-        self._inner.data_received(data[:end])
+        self._pass_head(data[:end], whole=at >= 0)
+
+    def _pass_head(self, data: bytes, *, whole: bool) -> None:
+        """Bytes of a head go to aiohttp, those of one that may have a direct body once they are all there."""
+        if self._head is not None:
+            self._head += data
+            if not whole and len(self._head) <= heads.MOST_BYTES:
+                return
+            data, self._head = bytes(self._head), None
+            made = heads.direct(data) if whole else None
+            if made is not None:
+                data, self._direct = made
+        self._inner.data_received(data)
 
     def _take_body(self, data: bytes) -> None:
         content = self._content
@@ -228,9 +318,29 @@ class Connection(asyncio.Protocol):
             if not self._body_left:
                 self._turn = _Turn.WHOLE
                 self._hold(data[len(mine) :])
-            self._inner.data_received(mine)
+            if self._direct is None:
+                self._inner.data_received(mine)
+            else:
+                self._take_direct(mine)
         else:
             self._take_chunked(data, content)
+
+    def _take_direct(self, data: bytes) -> None:
+        """Keeps what has no sink yet; what has been refused is only counted."""
+        if self._sink is not None:
+            self._sink.take(data)
+        elif self._left is None:
+            self._early += data
+            if len(self._early) > HELD_BYTES:
+                self.pause()
+        if not self._body_left:
+            self._be_whole()
+
+    def _be_whole(self) -> None:
+        """The direct body has come to its end."""
+        self._turn = _Turn.WHOLE
+        self._inner.data_received(_LAST_CHUNK)
+        self._end_sink(whole=True)
 
     def _take_chunked(self, data: bytes, content: StreamReader) -> None:
         """Where a chunked body ends only aiohttp knows."""
@@ -250,16 +360,22 @@ class Connection(asyncio.Protocol):
     def _hold(self, data: bytes) -> None:
         """Keeps bytes whose turn has not come. aiohttp may resume the socket: it is paused each time."""
         self._held += data
-        if len(self._held) > HELD_BYTES and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
+        if len(self._held) > HELD_BYTES:
+            self.pause()
 
     def _take_held(self) -> bytes:
         held = bytes(self._held)
         self._held.clear()
         return held
 
-    def _resume(self) -> None:
+    def pause(self) -> None:
+        """Nothing more is read until `resume`."""
+        if self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Reading goes on."""
         if self._paused and self._transport is not None and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
@@ -306,6 +422,32 @@ class Connection(asyncio.Protocol):
             self._untaken = size, now
         return self._untaken[1] + ANSWER_SECONDS - now
 
+    # --- a direct body ----------------------------------------------------------------------
+
+    @property
+    def direct(self) -> int | None:
+        """How many bytes the body that is handled has, if it is for a sink and not for aiohttp."""
+        return self._direct
+
+    def attach(self, sink: Sink) -> None:
+        """The direct body goes there from now on; first what of it has come."""
+        early = bytes(self._early)
+        self._early.clear()
+        if early:
+            sink.take(early)
+        self._sink = sink
+        if self._turn is not _Turn.BODY or self._transport is None:
+            self._end_sink(whole=not self._body_left)
+
+    def detach(self) -> None:
+        """It goes nowhere."""
+        self._sink = None
+
+    def _end_sink(self, *, whole: bool) -> None:
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.end(whole=whole)
+
     # --- what aiohttp has no API for --------------------------------------------------------
 
     def _save(self) -> None:
@@ -321,6 +463,9 @@ class Connection(asyncio.Protocol):
     def refuse_rest(self) -> None:
         """The rest of the request's body is not read; the client has aiohttp's lingering time to see its answer."""
         self._left = REFUSED_BYTES
+        if self._direct is not None:
+            self._early.clear()
+            self.resume()
 
     def _take_refused(self, size: int) -> bool:
         """Whether these bytes of a refused body are passed on. What is not cannot make aiohttp go on reading."""
@@ -336,62 +481,6 @@ class Connection(asyncio.Protocol):
         return self._tail.trailers() or {}
 
 
-_CONNECTION: Final = web.RequestKey("connection", Connection)
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def follow(app: web.Application) -> None:
-    """Lets `Connection` know where requests of the application begin and end; it must, to be served behind one."""
-    app.middlewares.insert(0, _in_turn)
-    app.on_response_prepare.append(_close_unbegun)
-
-
-@web.middleware
-async def _in_turn(request: web.Request, handler: Handler) -> web.StreamResponse:
-    protocol = request.transport.get_protocol() if request.transport is not None else None
-    if not isinstance(protocol, Connection):
-        # the client has gone already, and aiohttp hands out what had come
-        return await handler(request)
-    request[_CONNECTION] = protocol
-    protocol.begin(request)
-    try:
-        response = await handler(request)
-    except web.HTTPException as error:
-        if not protocol.end():
-            error.force_close()
-        raise
-    if not protocol.end():
-        response.force_close()
-    return response
-
-
-async def _close_unbegun(request: web.Request, response: web.StreamResponse) -> None:
-    """Signal `on_response_prepare`: an answer that no middleware saw (417, A-03) ends its connection."""
-    protocol = request.transport.get_protocol() if request.transport is not None else None
-    if isinstance(protocol, Connection) and _CONNECTION not in request:
-        response.headers["Connection"] = "close"
-        response.force_close()
-
-
-def trailer_of(request: web.Request, name: str) -> str | None:
-    """A trailer of the request's chunked body, once that was read to its end."""
-    connection = request.get(_CONNECTION)
-    return connection.trailers().get(name.lower()) if connection is not None else None
-
-
-def refuse_rest(request: web.Request) -> None:
-    """What has not come yet of the request's body is not read. The connection must end with the answer."""
-    connection = request.get(_CONNECTION)
-    if connection is not None:
-        connection.refuse_rest()
-
-
-def saved_of(request: web.Request) -> bytes:
-    """The bytes of the body that came before the client went away and that `request.content` will not give; once."""
-    connection = request.get(_CONNECTION)
-    return connection.saved() if connection is not None else b""
-
-
 def drain(content: StreamReader) -> bytes:
     """All that aiohttp holds of a body, also what its parser had put off."""
     pieces: list[bytes] = []
@@ -400,15 +489,3 @@ def drain(content: StreamReader) -> bytes:
         while piece := content.read_nowait(-1):
             pieces.append(piece)
     return b"".join(pieces)
-
-
-def broken(request: web.Request) -> bool:
-    """Whether the client ended its side of the connection in the middle of the request's body."""
-    connection = request.get(_CONNECTION)
-    return connection is not None and connection.broken
-
-
-def half_closed(request: web.Request) -> bool:
-    """Whether the client has sent its last byte; it may still read, though most that do so have gone."""
-    connection = request.get(_CONNECTION)
-    return connection is not None and connection.half_closed

@@ -184,14 +184,14 @@ def _lines(headers: Mapping[str, str]) -> str:
 async def test_A3_a_refused_body_is_not_read(stage: Stage, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 4 GiB that a client sends without asking, under 1 MiB is read, and it hears the refusal at once."""
     read = 0
-    passed_on = Connection.data_received
+    passed_on = Connection.receive
 
     def count(self: Connection, data: bytes) -> None:
         nonlocal read
         read += len(data)
         passed_on(self, data)
 
-    monkeypatch.setattr(Connection, "data_received", count)
+    monkeypatch.setattr(Connection, "receive", count)
     case = REFUSALS[name]
     method, path, headers = _request(stage, case)
     line = await stage.here.line()
