@@ -22,69 +22,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 from aiohttp import StreamReader, web
 
 from service.web import heads
 from service.web.crowd import Crowd, everybody
+from service.web.deadlines import Deadlines
+from service.web.sink import Scratch, Sink
 from service.web.trailers import Tail
 from service.web.unsent import unsent
 
 #: bytes of a request's head as a whole: a field and a request line of 64 KiB each fit (A-04, T-0CE)
 HEAD_BYTES: Final = 256 * 1024
-#: from the first byte of a head, or from the start of the connection, until a handler begins
-HEAD_SECONDS: Final = 30.0
-#: how long an answer may lie there of which the client takes nothing; downloads see to that themselves
-ANSWER_SECONDS: Final = 30.0
 #: what is still read of a refused body: a small one ends, so that its connection closes at once
 REFUSED_BYTES: Final = 128 * 1024
 #: bytes that wait for their turn before the socket pauses; a small body behind its head never does
 HELD_BYTES: Final = 64 * 1024
-#: received at once of a body that aiohttp reads, and of all else; the less of a body comes with its
-#: head, the less is copied
-_PLAIN_BYTES: Final = 256 * 1024
-_HEAD_READ_BYTES: Final = 64 * 1024
 _HEAD_END: Final = b"\r\n\r\n"
 #: ends the body of a request that `heads.direct` made
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 #: whether bodies are received without a parser where that can be; tests look at the other way too
 DIRECT = True
-
-
-class _Scratch(threading.local):
-    """Where a thread's connections receive what is not for a sink: it is copied from there at once, so one will do."""
-
-    def __init__(self) -> None:
-        self.large = memoryview(bytearray(_PLAIN_BYTES))
-        self.small = self.large[:_HEAD_READ_BYTES]
-
-
-_SCRATCH: Final = _Scratch()
-
-
-class Sink(Protocol):
-    """Takes the bytes of one body, in order."""
-
-    def space(self, most: int) -> memoryview | None:
-        """Where the next bytes go, `most` of them at most; None: there is no room, `take` them if they come."""
-        ...
-
-    def filled(self, count: int) -> None:
-        """So many have been received there."""
-        ...
-
-    def take(self, data: bytes) -> None:
-        """These came another way."""
-        ...
-
-    def end(self, *, whole: bool) -> None:
-        """No more come."""
-        ...
+_SCRATCH: Final = Scratch()
 
 
 class _Turn(Enum):
@@ -107,7 +70,6 @@ class Connection(asyncio.BufferedProtocol):
         self, inner: asyncio.Protocol, now: Callable[[], float] = time.monotonic, crowd: Crowd | None = None
     ) -> None:
         self._inner = inner
-        self._now = now
         self._crowd = everybody() if crowd is None else crowd
         self._transport: asyncio.Transport | None = None
         self._turn = _Turn.HEAD
@@ -116,13 +78,7 @@ class Connection(asyncio.BufferedProtocol):
         self._head_seam = b""
         #: all of it so far, while it may be one with a direct body; None: it has been passed on
         self._head: bytearray | None = None
-        #: since when a request has been due, None while none is; looked at by the one timer
-        self._due_since: float | None = None
-        #: whether a handler has begun and has no answer yet
-        self._handling = False
-        #: bytes of answers that had not left when that number last got smaller, and when that was
-        self._untaken: tuple[int, float] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadlines = Deadlines(now, self._unsent, self._abort)
         #: of the request that is handled: its body, and how many bytes of it are to come, None if chunked
         self._content: StreamReader | None = None
         self._body_left: int | None = None
@@ -151,13 +107,12 @@ class Connection(asyncio.BufferedProtocol):
         # uvloop's are none by class
         self._transport = cast(asyncio.Transport, transport)
         self._inner.connection_made(transport)
-        self._expect_head()
+        self._deadlines.expect_head()
         self._crowd.enter(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._crowd.leave(self)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._deadlines.close()
         self._save()
         self._inner.connection_lost(exc)
         self._transport = None
@@ -230,8 +185,7 @@ class Connection(asyncio.BufferedProtocol):
         self._body_left = request.content_length if self._direct is None else self._direct
         self._body_idle_bytes = 0
         self._tail = Tail()
-        self._due_since = None
-        self._handling, self._untaken = True, None
+        self._deadlines.begin()
         self._turn = _Turn.WHOLE if self._content.is_eof() else _Turn.BODY
         if self._turn is _Turn.BODY and self._held:
             self._take_body(self._take_held())
@@ -253,8 +207,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def end(self) -> bool:
         """The handler has its answer. Whether another request may come on this connection."""
-        self._handling = False
-        self._watch(ANSWER_SECONDS)
+        self._deadlines.end()
         if self._content is None or not self._content.is_eof():
             return False
         self._content, self._saved, self._direct = None, b"", None
@@ -275,7 +228,7 @@ class Connection(asyncio.BufferedProtocol):
             # empty lines before a request line are skipped, as aiohttp does (RFC 9112 2.2)
             data = data.lstrip(b"\r\n")
             if not data:
-                self._expect_head()
+                self._deadlines.expect_head()
                 return
             self._head = bytearray() if DIRECT and heads.may_be_direct(data) else None
         seen = self._head_seam + data
@@ -286,7 +239,7 @@ class Connection(asyncio.BufferedProtocol):
             self._abort()
             return
         self._head_seam = seen[1 - len(_HEAD_END) :]
-        self._expect_head()
+        self._deadlines.expect_head()
         if at >= 0:
             self._turn = _Turn.WAIT
             self._crowd.work(self)
@@ -384,43 +337,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # --- a deadline for heads, and one for answers ------------------------------------------
-
-    def _expect_head(self) -> None:
-        if self._due_since is None:
-            self._due_since = self._now()
-            self._watch(HEAD_SECONDS)
-
-    def _watch(self, seconds: float) -> None:
-        if self._timer is None and self._transport is not None:
-            self._timer = asyncio.get_running_loop().call_later(seconds, self.look)
-
-    def look(self) -> None:
-        """Ends the connection if no handler has begun a request in time, or its client does not take an answer.
-
-        Idling after an answer is aiohttp's.
-        """
-        self._timer = None
-        now = self._now()
-        head_left = None if self._due_since is None else self._due_since + HEAD_SECONDS - now
-        answer_left = self._answer_left(now)
-        left = [seconds for seconds in (head_left, answer_left) if seconds is not None]
-        if not left:
-            return
-        if min(left) > 0:
-            self._watch(min(left))
-        else:
-            self._abort()
-
-    def _answer_left(self, now: float) -> float | None:
-        """For how long the client may still take nothing; None: it has taken everything, or a handler sends."""
-        size = 0 if self._handling or self._transport is None else unsent(self._transport)
-        if not size:
-            self._untaken = None
-            return None
-        if self._untaken is None or size < self._untaken[0]:
-            self._untaken = size, now
-        return self._untaken[1] + ANSWER_SECONDS - now
+    def _unsent(self) -> int:
+        return 0 if self._transport is None else unsent(self._transport)
 
     # --- a direct body ----------------------------------------------------------------------
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
-from service.web import connection
-from service.web.connection import ANSWER_SECONDS, HEAD_BYTES, HEAD_SECONDS, Connection
+from service.web import deadlines
+from service.web.connection import HEAD_BYTES, Connection
+from service.web.deadlines import ANSWER_SECONDS, HEAD_SECONDS
 from tests.web.harness import OCTETS, TUS, Line, Site, chunk, head
 from tests.web.under_way import until
 
@@ -167,7 +168,7 @@ async def _pour(line: Line, data: bytes) -> None:
 @pytest.mark.parametrize("sent", [b"", b"\r\n", b"OPT", START, START + b"X: a"])
 async def test_an_unfinished_head_ends_in_time(here: Site, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
     """A connection on which nothing, or no whole head, comes is closed."""
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.05)
+    monkeypatch.setattr(deadlines, "HEAD_SECONDS", 0.05)
     line = await here.line()
     line.writer.write(sent)
     assert await closed(line)
@@ -209,9 +210,9 @@ async def watched() -> Any:
     def forward(seconds: float) -> bool:
         nonlocal instant
         instant += seconds
-        if made._timer is not None:
-            made._timer.cancel()
-        made.look()
+        if made._deadlines._timer is not None:
+            made._deadlines._timer.cancel()
+        made._deadlines.look()
         return transport.aborted
 
     yield made, forward
