@@ -1,4 +1,4 @@
-"""Where a connection receives into: the memory of whoever takes a body, and for all else a place from which it is copied."""
+"""Where a connection receives into: the memory of whoever takes a body, or a place from which all else is copied."""
 
 from __future__ import annotations
 

@@ -14,18 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
 from service.protocol.intents import Ending
 from service.storage.filesystem.appender import DiskAppender
 from service.web import connection
 from service.web.connection import Connection
 from tests.web.harness import OCTETS, TUS, Line, Site, chunk, head, site
-from tests.web.under_way import SteppedClock, begin_patch, held, received, until
+from tests.web.under_way import LOOPS, SteppedClock, begin_patch, held, on_loop, patch, received, until
 
 MIB = 2**20
 pytestmark = pytest.mark.parametrize("body_path", ["fast", "plain"], indirect=True)
-LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 
 
 class Gate:
@@ -49,19 +47,6 @@ def gate(here: Site, name: str) -> Gate:
     return made
 
 
-def on_loop(
-    factory: Callable[[], asyncio.AbstractEventLoop], folder: Path, talk: Callable[[Site], Awaitable[None]]
-) -> None:
-    """Runs a talk with a service of its own on that loop."""
-
-    async def run() -> None:
-        async with asyncio.timeout(30), site(folder) as here:
-            await talk(here)
-
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(run())
-
-
 @pytest.fixture
 def noticed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What connections heard of their ends: `eof`, `lost`."""
@@ -80,12 +65,6 @@ def noticed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(Connection, "connection_lost", on_lost)
     monkeypatch.setattr(Connection, "eof_received", on_eof)
     return seen
-
-
-def patch(path: str, offset: int, length: int, sent: bytes, *more: tuple[str, str]) -> bytes:
-    """A tus PATCH of `length` bytes of which `sent` come with it."""
-    fields = [*TUS.items(), ("Upload-Offset", str(offset)), ("Content-Type", OCTETS), ("Content-Length", str(length))]
-    return head("PATCH", path, [*fields, *more], None) + sent
 
 
 # --- cut before the first read (contract, section 5, rule 3) ----------------------------------------

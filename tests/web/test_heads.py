@@ -15,6 +15,7 @@ from service.web.deadlines import ANSWER_SECONDS, HEAD_SECONDS
 from tests.web.harness import OCTETS, TUS, Line, Site, chunk, head
 from tests.web.under_way import until
 
+pytestmark = pytest.mark.parametrize("body_path", ["fast", "plain"], indirect=True)
 KIB = 1024
 START = b"OPTIONS /files HTTP/1.1\r\nHost: files.test\r\n"
 
