@@ -137,10 +137,11 @@ class Connection(asyncio.BufferedProtocol):
         self._space = None
         if self._turn is not _Turn.BODY:
             return _SCRATCH.small
-        if self._sink is not None and self._body_left:
-            # never more than the body: what is behind it needs no copy back
-            self._space = self._sink.space(self._body_left)
-        return _SCRATCH.large if self._space is None else self._space
+        if self._sink is None or self._body_left is None:
+            return _SCRATCH.large
+        # never more than the body: what is behind it needs no copy back
+        self._space = self._sink.space(self._body_left)
+        return _SCRATCH.small if self._space is None else self._space
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._space is None or self._sink is None or self._body_left is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Final
 
 from aiohttp import web
 
@@ -14,9 +13,6 @@ from service.web.buffers import BufferPool
 from service.web.connection import Connection
 from service.web.gathering import Gathering
 from service.web.pace import PaceRules
-
-#: buffers with bytes of one body that its reader has or will get; one more is filling
-_MOST_WAITING: Final = 1
 
 
 class DirectBody(Gathering):
@@ -47,23 +43,28 @@ class DirectBody(Gathering):
 
     def space(self, most: int) -> memoryview | None:
         if self._filling is None:
-            return None
-        return memoryview(self._filling)[self._fill : self._fill + most]
+            # only now: if its reader has written the last one meanwhile, it is still in the processor's cache
+            self._filling = self._pool.take_now(self._left())
+        return memoryview(self._filling)[self._fill : self._fill + most] if self._filling is not None else None
 
     def filled(self, count: int) -> None:
         self._count(count)
         self._filled(count)
-        if self._filling is None:
-            self._refill()
+        if self._filling is None and self._left():
+            self._hold_up()
 
     def take(self, data: bytes) -> None:
         self._count(len(data))
-        if self._left() and not self._ready and self._filling is None:
+        starved = False
+        if self._filling is None and not self._ready and self._left():
             self._filling = self._pool.take_now(self._left() + len(data))
+            starved = self._filling is None
         chunk = memoryview(data)
-        chunk = chunk[self._copy(chunk) :]
-        if chunk:
-            self._put(chunk)
+        self._put(chunk[self._copy(chunk) :])
+        if self._filling is None and self._left():
+            self._hold_up()
+            if starved and self._task is None:
+                self._task = asyncio.create_task(self._wait_for_room())
 
     def end(self, *, whole: bool) -> None:
         self._end(Ending.WHOLE if whole else self._stopped or Ending.CUT)
@@ -78,16 +79,33 @@ class DirectBody(Gathering):
 
     async def _invite(self) -> None:
         await self._send_continue()
+        self._task = None
         self._take_up()
 
     def _take_up(self) -> None:
         if self._ending is None:
             self._connection.attach(self)
-            self._refill()
+            self._has_room()
 
     def _has_room(self) -> None:
-        if self._filling is None:
-            self._refill()
+        """The reader has what there is: while it writes that, the next buffer fills."""
+        if self._ending is None and not self._ready and self._task is None:
+            if self._holding_up:
+                self._go_on()
+            self._connection.resume()
+
+    def _hold_up(self) -> None:
+        self._holding_up = True
+        self._connection.pause()
+
+    async def _wait_for_room(self) -> None:
+        buffer = await self._pool.take(self._left())
+        self._task = None
+        if self._ending is None and self._filling is None:
+            self._filling = buffer
+        else:
+            self._pool.give(buffer)
+        self._has_room()
 
     def _break_off(self) -> None:
         self._connection.attach(self)
@@ -101,32 +119,3 @@ class DirectBody(Gathering):
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-
-    def _refill(self) -> None:
-        """Goes on with another buffer if the reader is not too far behind and there is one; else the socket pauses."""
-        if self._ending is not None or not self._left():
-            return
-        waiting = len(self._ready) + (self._lent is not None)
-        if self._filling is None and waiting <= _MOST_WAITING:
-            self._filling = self._pool.take_now(self._left())
-        if self._filling is not None:
-            self._resume()
-            return
-        self._holding_up = True
-        self._connection.pause()
-        if waiting <= _MOST_WAITING and (self._task is None or self._task.done()):
-            self._task = asyncio.create_task(self._wait_for_room())
-
-    async def _wait_for_room(self) -> None:
-        buffer = await self._pool.take(self._left())
-        if self._ending is None and self._filling is None:
-            self._filling = buffer
-        else:
-            self._pool.give(buffer)
-        if self._ending is None:
-            self._resume()
-
-    def _resume(self) -> None:
-        if self._holding_up:
-            self._go_on()
-        self._connection.resume()

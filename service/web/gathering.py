@@ -201,8 +201,8 @@ class Gathering(ABC):
 
     def _put(self, view: memoryview) -> None:
         """Bytes that are in no buffer of the pool, behind those that are."""
-        self._turn_over()
         if view:
+            self._turn_over()
             self._ready.append((view, None))
             self._wanted.set()
 

@@ -15,7 +15,10 @@ class Sink(Protocol):
     """Takes the bytes of one body, in order."""
 
     def space(self, most: int) -> memoryview | None:
-        """Where the next bytes go, `most` of them at most; None: there is no room, `take` them if they come."""
+        """Where the next bytes go, `most` of them at most; None: there is no room, `take` those that come all the same.
+
+        It must not pause or resume the connection: the loop is about to receive (uvloop crashes).
+        """
         ...
 
     def filled(self, count: int) -> None:
