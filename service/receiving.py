@@ -226,7 +226,10 @@ class Receiver:
         hasher = hashing.BlockHasher(upload.block_size, strong=upload.strong_hash, first_block=number)
         if rest:
             async for piece in self._storage.read_upload(ledger, upload.offset - rest, upload.offset):
-                await asyncio.to_thread(hasher.update, memoryview(piece))
+                if upload.strong_hash:
+                    await asyncio.to_thread(hasher.update, memoryview(piece))
+                else:
+                    hasher.update(memoryview(piece))
         return hasher
 
     async def _check_fence(self, lease: Lease) -> None:
