@@ -29,7 +29,8 @@ from aiohttp import web
 
 from service.setting_types import Address, TcpAddress, UnixAddress
 from service.starting import naming
-from service.web.connection import Connection, follow
+from service.web.connection import Connection
+from service.web.turns import follow
 
 #: a proxy that reaches the socket is in its group
 _SOCKET_MODE: Final = 0o660

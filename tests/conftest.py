@@ -6,12 +6,14 @@ import inspect
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Final
 
 import pytest
 from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
+from service.web import connection
 from tests.stores.servers import find_versitygw
 
 pytest_plugins = ["tests.stores.fixtures"]
@@ -44,6 +46,25 @@ def require(component: str, *, why: str = "") -> None:
     if component in os.environ.get("ATTACHD_TEST_REQUIRE", "").split(","):
         pytest.fail(f"{component} is required by ATTACHD_TEST_REQUIRE: {why}", pytrace=False)
     pytest.skip(f"needs {component}: {why}")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--body-path",
+        choices=("fast", "plain"),
+        default="fast",
+        help="how bodies of a known length are received: straight from the socket, or through aiohttp's parser",
+    )
+
+
+@pytest.fixture(autouse=True)
+def body_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How bodies are received: as the test's parameter says, or else the option of the run."""
+    path: str = getattr(request, "param", request.config.getoption("--body-path"))
+    monkeypatch.setattr(connection, "DIRECT", path == "fast")
+    if path == "plain":
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "plain_bodies"), prepend=os.pathsep)
+    return path
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,14 @@
 It owns the transport and passes the bytes on, one request at a time: a head, and once a handler
 has begun the request, its body; what comes behind waits here with the socket paused. So a head is
 bounded as a whole and in time (aiohttp bounds its fields one by one), and pipelined requests cost
-nothing before their turn. It is also the place for whatever aiohttp has no API for: the trailer
+nothing before their turn.
+
+A body whose length the head leaves no doubt about (`heads`) is not passed on: once its handler
+asks for it, it goes from the socket straight into the memory of a `Sink`. To aiohttp that request
+is one with an open end, which it hears of when the body is whole; so all it does about a body that
+is not read to its end stays right.
+
+It is also the place for whatever aiohttp has no API for: the trailer
 section of a chunked body, which aiohttp parses and drops (A-01); not reading the rest of a refused
 body, which aiohttp would do as fast as it comes (A-12, lesson A3); the bytes that aiohttp has
 buffered and throws away when the peer vanishes (A-09); the answer to a client that has finished
@@ -16,27 +23,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final, cast
 
 from aiohttp import StreamReader, web
 
+from service.web import heads
 from service.web.crowd import Crowd, everybody
+from service.web.deadlines import Deadlines
+from service.web.sink import Scratch, Sink
 from service.web.trailers import Tail
 from service.web.unsent import unsent
 
 #: bytes of a request's head as a whole: a field and a request line of 64 KiB each fit (A-04, T-0CE)
 HEAD_BYTES: Final = 256 * 1024
-#: from the first byte of a head, or from the start of the connection, until a handler begins
-HEAD_SECONDS: Final = 30.0
-#: how long an answer may lie there of which the client takes nothing; downloads see to that themselves
-ANSWER_SECONDS: Final = 30.0
 #: what is still read of a refused body: a small one ends, so that its connection closes at once
 REFUSED_BYTES: Final = 128 * 1024
 #: bytes that wait for their turn before the socket pauses; a small body behind its head never does
 HELD_BYTES: Final = 64 * 1024
 _HEAD_END: Final = b"\r\n\r\n"
+#: ends the body of a request that `heads.direct` made
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+#: whether bodies are received without a parser where that can be; tests look at the other way too
+DIRECT = True
+_SCRATCH: Final = Scratch()
 
 
 class _Turn(Enum):
@@ -52,32 +63,33 @@ class _Turn(Enum):
     WHOLE = auto()
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """Stands before an aiohttp connection handler made by the public `AppRunner.server`."""
 
     def __init__(
         self, inner: asyncio.Protocol, now: Callable[[], float] = time.monotonic, crowd: Crowd | None = None
     ) -> None:
         self._inner = inner
-        self._now = now
         self._crowd = everybody() if crowd is None else crowd
         self._transport: asyncio.Transport | None = None
         self._turn = _Turn.HEAD
         #: of the head that is coming
         self._head_bytes = 0
         self._head_seam = b""
-        #: since when a request has been due, None while none is; looked at by the one timer
-        self._due_since: float | None = None
-        #: whether a handler has begun and has no answer yet
-        self._handling = False
-        #: bytes of answers that had not left when that number last got smaller, and when that was
-        self._untaken: tuple[int, float] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        #: all of it so far, while it may be one with a direct body; None: it has been passed on
+        self._head: bytearray | None = None
+        self._deadlines = Deadlines(now, self._unsent, self._abort)
         #: of the request that is handled: its body, and how many bytes of it are to come, None if chunked
         self._content: StreamReader | None = None
         self._body_left: int | None = None
         self._body_idle_bytes = 0
         self._tail = Tail()
+        #: how long its body is if that is a direct one, what came of it without a sink, and where it goes
+        self._direct: int | None = None
+        self._early = bytearray()
+        self._sink: Sink | None = None
+        #: where the sink wants what is being received
+        self._space: memoryview | None = None
         #: came before its turn
         self._held = bytearray()
         self._paused = False
@@ -95,19 +107,16 @@ class Connection(asyncio.Protocol):
         # uvloop's are none by class
         self._transport = cast(asyncio.Transport, transport)
         self._inner.connection_made(transport)
-        self._expect_head()
+        self._deadlines.expect_head()
         self._crowd.enter(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._crowd.leave(self)
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._turn is _Turn.WAIT and self._held:
-            # the handler is about to begin, and reads what aiohttp has
-            self._inner.data_received(self._take_held())
+        self._deadlines.close()
         self._save()
         self._inner.connection_lost(exc)
         self._transport = None
+        self._end_sink(whole=False)
 
     def pause_writing(self) -> None:
         self._inner.pause_writing()
@@ -124,7 +133,28 @@ class Connection(asyncio.Protocol):
             self._break_off()
         return True
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        self._space = None
+        if self._turn is not _Turn.BODY:
+            return _SCRATCH.small
+        if self._sink is None or self._body_left is None:
+            return _SCRATCH.large
+        # never more than the body: what is behind it needs no copy back
+        self._space = self._sink.space(self._body_left)
+        return _SCRATCH.small if self._space is None else self._space
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._space is None or self._sink is None or self._body_left is None:
+            self.receive(bytes(_SCRATCH.large[:nbytes]))
+            return
+        self._space = None
+        self._body_left -= nbytes
+        self._sink.filled(nbytes)
+        if not self._body_left:
+            self._be_whole()
+
+    def receive(self, data: bytes) -> None:
+        """Takes bytes from the socket that are not for a sink."""
         if self._left is not None and not self._take_refused(len(data)):
             return
         if self._turn is _Turn.HEAD:
@@ -153,16 +183,16 @@ class Connection(asyncio.Protocol):
     def begin(self, request: web.BaseRequest) -> None:
         """The request's handler begins: its body is passed on."""
         self._content = request.content
-        self._body_left = request.content_length
+        self._body_left = request.content_length if self._direct is None else self._direct
         self._body_idle_bytes = 0
         self._tail = Tail()
-        self._due_since = None
-        self._handling, self._untaken = True, None
+        self._deadlines.begin()
         self._turn = _Turn.WHOLE if self._content.is_eof() else _Turn.BODY
         if self._turn is _Turn.BODY and self._held:
             self._take_body(self._take_held())
         if self._turn is _Turn.BODY:
-            self._resume()
+            if len(self._early) <= HELD_BYTES:
+                self.resume()
             if self._half_closed:
                 self._break_off()
 
@@ -174,14 +204,15 @@ class Connection(asyncio.Protocol):
             self._broken = True
             self._content.feed_eof()
         self._turn = _Turn.WHOLE
+        self._end_sink(whole=False)
 
     def end(self) -> bool:
         """The handler has its answer. Whether another request may come on this connection."""
-        self._handling = False
-        self._watch(ANSWER_SECONDS)
+        self._deadlines.end()
         if self._content is None or not self._content.is_eof():
             return False
-        self._content, self._saved = None, b""
+        self._content, self._saved, self._direct = None, b"", None
+        self._early.clear()
         if self._body_left is None and self._tail.seen and self._tail.trailers() is None:
             # bytes of a next request went along with the chunked body: where it begins is not known
             return False
@@ -190,7 +221,7 @@ class Connection(asyncio.Protocol):
         if self._held:
             self._take_head(self._take_held())
         if self._turn is _Turn.HEAD:
-            self._resume()
+            self.resume()
         return self._turn is not _Turn.HEAD or not self._half_closed
 
     def _take_head(self, data: bytes) -> None:
@@ -198,8 +229,9 @@ class Connection(asyncio.Protocol):
             # empty lines before a request line are skipped, as aiohttp does (RFC 9112 2.2)
             data = data.lstrip(b"\r\n")
             if not data:
-                self._expect_head()
+                self._deadlines.expect_head()
                 return
+            self._head = bytearray() if DIRECT and heads.may_be_direct(data) else None
         seen = self._head_seam + data
         at = seen.find(_HEAD_END)
         end = len(data) if at < 0 else at + len(_HEAD_END) - len(self._head_seam)
@@ -208,14 +240,26 @@ class Connection(asyncio.Protocol):
             self._abort()
             return
         self._head_seam = seen[1 - len(_HEAD_END) :]
-        self._expect_head()
+        self._deadlines.expect_head()
         if at >= 0:
             self._turn = _Turn.WAIT
             self._crowd.work(self)
             self._hold(data[end:])
         else:
             self._crowd.begin_head(self, self._head_bytes)
-        self._inner.data_received(data[:end])
+        self._pass_head(data[:end], whole=at >= 0)
+
+    def _pass_head(self, data: bytes, *, whole: bool) -> None:
+        """Bytes of a head go to aiohttp, those of one that may have a direct body once they are all there."""
+        if self._head is not None:
+            self._head += data
+            if not whole and len(self._head) <= heads.MOST_BYTES:
+                return
+            data, self._head = bytes(self._head), None
+            made = heads.direct(data) if whole else None
+            if made is not None:
+                data, self._direct = made
+        self._inner.data_received(data)
 
     def _take_body(self, data: bytes) -> None:
         content = self._content
@@ -228,9 +272,29 @@ class Connection(asyncio.Protocol):
             if not self._body_left:
                 self._turn = _Turn.WHOLE
                 self._hold(data[len(mine) :])
-            self._inner.data_received(mine)
+            if self._direct is None:
+                self._inner.data_received(mine)
+            else:
+                self._take_direct(mine)
         else:
             self._take_chunked(data, content)
+
+    def _take_direct(self, data: bytes) -> None:
+        """Keeps what has no sink yet; what has been refused is only counted."""
+        if self._sink is not None:
+            self._sink.take(data)
+        elif self._left is None:
+            self._early += data
+            if len(self._early) > HELD_BYTES:
+                self.pause()
+        if not self._body_left:
+            self._be_whole()
+
+    def _be_whole(self) -> None:
+        """The direct body has come to its end."""
+        self._turn = _Turn.WHOLE
+        self._inner.data_received(_LAST_CHUNK)
+        self._end_sink(whole=True)
 
     def _take_chunked(self, data: bytes, content: StreamReader) -> None:
         """Where a chunked body ends only aiohttp knows."""
@@ -250,16 +314,22 @@ class Connection(asyncio.Protocol):
     def _hold(self, data: bytes) -> None:
         """Keeps bytes whose turn has not come. aiohttp may resume the socket: it is paused each time."""
         self._held += data
-        if len(self._held) > HELD_BYTES and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
+        if len(self._held) > HELD_BYTES:
+            self.pause()
 
     def _take_held(self) -> bytes:
         held = bytes(self._held)
         self._held.clear()
         return held
 
-    def _resume(self) -> None:
+    def pause(self) -> None:
+        """Nothing more is read until `resume`."""
+        if self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Reading goes on."""
         if self._paused and self._transport is not None and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
@@ -268,43 +338,34 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # --- a deadline for heads, and one for answers ------------------------------------------
+    def _unsent(self) -> int:
+        return 0 if self._transport is None else unsent(self._transport)
 
-    def _expect_head(self) -> None:
-        if self._due_since is None:
-            self._due_since = self._now()
-            self._watch(HEAD_SECONDS)
+    # --- a direct body ----------------------------------------------------------------------
 
-    def _watch(self, seconds: float) -> None:
-        if self._timer is None and self._transport is not None:
-            self._timer = asyncio.get_running_loop().call_later(seconds, self.look)
+    @property
+    def direct(self) -> int | None:
+        """How many bytes the body that is handled has, if it is for a sink and not for aiohttp."""
+        return self._direct
 
-    def look(self) -> None:
-        """Ends the connection if no handler has begun a request in time, or its client does not take an answer.
+    def attach(self, sink: Sink) -> None:
+        """The direct body goes there from now on; first what of it has come."""
+        early = bytes(self._early)
+        self._early.clear()
+        if early:
+            sink.take(early)
+        self._sink = sink
+        if self._turn is not _Turn.BODY or self._transport is None:
+            self._end_sink(whole=not self._body_left)
 
-        Idling after an answer is aiohttp's.
-        """
-        self._timer = None
-        now = self._now()
-        head_left = None if self._due_since is None else self._due_since + HEAD_SECONDS - now
-        answer_left = self._answer_left(now)
-        left = [seconds for seconds in (head_left, answer_left) if seconds is not None]
-        if not left:
-            return
-        if min(left) > 0:
-            self._watch(min(left))
-        else:
-            self._abort()
+    def detach(self) -> None:
+        """It goes nowhere."""
+        self._sink = None
 
-    def _answer_left(self, now: float) -> float | None:
-        """For how long the client may still take nothing; None: it has taken everything, or a handler sends."""
-        size = 0 if self._handling or self._transport is None else unsent(self._transport)
-        if not size:
-            self._untaken = None
-            return None
-        if self._untaken is None or size < self._untaken[0]:
-            self._untaken = size, now
-        return self._untaken[1] + ANSWER_SECONDS - now
+    def _end_sink(self, *, whole: bool) -> None:
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.end(whole=whole)
 
     # --- what aiohttp has no API for --------------------------------------------------------
 
@@ -321,6 +382,9 @@ class Connection(asyncio.Protocol):
     def refuse_rest(self) -> None:
         """The rest of the request's body is not read; the client has aiohttp's lingering time to see its answer."""
         self._left = REFUSED_BYTES
+        if self._direct is not None:
+            self._early.clear()
+            self.resume()
 
     def _take_refused(self, size: int) -> bool:
         """Whether these bytes of a refused body are passed on. What is not cannot make aiohttp go on reading."""
@@ -336,62 +400,6 @@ class Connection(asyncio.Protocol):
         return self._tail.trailers() or {}
 
 
-_CONNECTION: Final = web.RequestKey("connection", Connection)
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def follow(app: web.Application) -> None:
-    """Lets `Connection` know where requests of the application begin and end; it must, to be served behind one."""
-    app.middlewares.insert(0, _in_turn)
-    app.on_response_prepare.append(_close_unbegun)
-
-
-@web.middleware
-async def _in_turn(request: web.Request, handler: Handler) -> web.StreamResponse:
-    protocol = request.transport.get_protocol() if request.transport is not None else None
-    if not isinstance(protocol, Connection):
-        # the client has gone already, and aiohttp hands out what had come
-        return await handler(request)
-    request[_CONNECTION] = protocol
-    protocol.begin(request)
-    try:
-        response = await handler(request)
-    except web.HTTPException as error:
-        if not protocol.end():
-            error.force_close()
-        raise
-    if not protocol.end():
-        response.force_close()
-    return response
-
-
-async def _close_unbegun(request: web.Request, response: web.StreamResponse) -> None:
-    """Signal `on_response_prepare`: an answer that no middleware saw (417, A-03) ends its connection."""
-    protocol = request.transport.get_protocol() if request.transport is not None else None
-    if isinstance(protocol, Connection) and _CONNECTION not in request:
-        response.headers["Connection"] = "close"
-        response.force_close()
-
-
-def trailer_of(request: web.Request, name: str) -> str | None:
-    """A trailer of the request's chunked body, once that was read to its end."""
-    connection = request.get(_CONNECTION)
-    return connection.trailers().get(name.lower()) if connection is not None else None
-
-
-def refuse_rest(request: web.Request) -> None:
-    """What has not come yet of the request's body is not read. The connection must end with the answer."""
-    connection = request.get(_CONNECTION)
-    if connection is not None:
-        connection.refuse_rest()
-
-
-def saved_of(request: web.Request) -> bytes:
-    """The bytes of the body that came before the client went away and that `request.content` will not give; once."""
-    connection = request.get(_CONNECTION)
-    return connection.saved() if connection is not None else b""
-
-
 def drain(content: StreamReader) -> bytes:
     """All that aiohttp holds of a body, also what its parser had put off."""
     pieces: list[bytes] = []
@@ -400,15 +408,3 @@ def drain(content: StreamReader) -> bytes:
         while piece := content.read_nowait(-1):
             pieces.append(piece)
     return b"".join(pieces)
-
-
-def broken(request: web.Request) -> bool:
-    """Whether the client ended its side of the connection in the middle of the request's body."""
-    connection = request.get(_CONNECTION)
-    return connection is not None and connection.broken
-
-
-def half_closed(request: web.Request) -> bool:
-    """Whether the client has sent its last byte; it may still read, though most that do so have gone."""
-    connection = request.get(_CONNECTION)
-    return connection is not None and connection.half_closed

@@ -17,10 +17,10 @@ from service.protocol.problems import Problem, Refusal
 from service.receiving import storage_problem
 from service.storage.base import StorageError, StorageShort
 from service.web.access import CLIENT_GONE, access_of, gone
-from service.web.connection import broken, refuse_rest
 from service.web.context import CONTEXT
 from service.web.cors import Cors
 from service.web.replies import REQUEST_ID, respond_problem
+from service.web.turns import broken, refuse_rest
 
 log = structlog.get_logger(__name__)
 

@@ -32,6 +32,7 @@ from service.web.access import access_of
 from service.web.context import CONTEXT
 from service.web.query import token_of
 from service.web.replies import respond
+from service.web.turns import fields_of
 
 log = structlog.get_logger(__name__)
 
@@ -57,7 +58,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     _refuse_while_stopping(request)
     context = request.app[CONTEXT]
     verified = await context.gate.upload(token_of(request))
-    intent = tus.parse_create(request.headers)
+    intent = tus.parse_create(fields_of(request))
     async with _body(request, intent.framing) as body:
         outcome = await context.uploads.create(intent, verified, body)
     return respond(request, tus.render_created(outcome, _location(request, outcome)))
@@ -68,7 +69,7 @@ async def plain(request: web.Request) -> web.StreamResponse:
     _refuse_while_stopping(request)
     context = request.app[CONTEXT]
     verified = await context.gate.upload(token_of(request))
-    intent = put.parse_put(request.headers, request.match_info.get("tail"))
+    intent = put.parse_put(fields_of(request), request.match_info.get("tail"))
     async with _body(request, intent.framing) as body:
         outcome = await context.uploads.create(intent, verified, body)
     return respond(request, put.render_put(outcome, _location(request, outcome)))
@@ -165,7 +166,7 @@ async def append(request: web.Request, upload_id: UploadId) -> web.StreamRespons
         await context.uploads.status(upload_id)
         raise refuse("bad-header", "the upload was made with tus; continue with tus", close=True)
     _require_tus(request)
-    intent = tus.parse_append(request.headers, upload_id)
+    intent = tus.parse_append(fields_of(request), upload_id)
     async with _body(request, intent.framing) as body:
         outcome = await context.uploads.append(intent, body)
     return respond(request, tus.render_appended(outcome))

@@ -14,8 +14,8 @@ from typing import Final, TypeVar
 from aiohttp import web
 
 from service.web.access import gone
-from service.web.connection import half_closed
 from service.web.query import wait_of
+from service.web.turns import half_closed
 
 T = TypeVar("T")
 

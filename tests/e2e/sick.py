@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from service import cli, runtime
-from service.web import connection, pace
+from service.web import deadlines, pace
 from tests.e2e.process import ServiceProcess
 
 
@@ -42,8 +42,8 @@ class SickProcess(ServiceProcess):
 
 
 def _hurry(by: float) -> None:
-    connection.HEAD_SECONDS /= by  # type: ignore[misc]
-    connection.ANSWER_SECONDS /= by  # type: ignore[misc]
+    deadlines.HEAD_SECONDS /= by  # type: ignore[misc]
+    deadlines.ANSWER_SECONDS /= by  # type: ignore[misc]
     runtime._DATABASE_SECONDS /= by  # type: ignore[misc]
     rules: Any = pace.PaceRules.__init__
     rules.__defaults__ = tuple(seconds / by for seconds in rules.__defaults__)

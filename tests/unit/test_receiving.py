@@ -101,7 +101,7 @@ class Shelf:
 
     @asynccontextmanager
     async def append(
-        self, upload_id: str, ledger: Sequence[Part], *, epoch: int, align: int, observe: Observer, fence: Any
+        self, upload_id: str, ledger: Sequence[Part], *, epoch: int, align: int, observe: Observer | None, fence: Any
     ) -> AsyncIterator[Appender]:
         await fence()
         yield ShelfAppender(self, list(ledger), epoch, observe)
@@ -127,7 +127,7 @@ class Shelf:
 class ShelfAppender:
     """Its receipts tell everything since the append began."""
 
-    def __init__(self, shelf: Shelf, ledger: list[Part], epoch: int, observe: Observer) -> None:
+    def __init__(self, shelf: Shelf, ledger: list[Part], epoch: int, observe: Observer | None) -> None:
         self._shelf = shelf
         self._parts = ledger
         self._epoch = epoch
@@ -136,7 +136,8 @@ class ShelfAppender:
         self._joined = 0
 
     async def write(self, data: memoryview) -> None:
-        self._observe(data)
+        if self._observe is not None:
+            self._observe(data)
         if len(self._parts) - self._joined == JOINED:
             self._join()
         start = self._parts[-1].end if self._parts else 0

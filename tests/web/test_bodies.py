@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import io
 import json
 import random
+import struct
+import termios
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
 from service.protocol.intents import Ending
 from service.storage.filesystem.appender import DiskAppender
+from service.web import connection
 from service.web.connection import Connection
 from tests.web.harness import OCTETS, TUS, Line, Site, chunk, head, site
-from tests.web.under_way import SteppedClock, begin_patch, held, received, until
+from tests.web.under_way import LOOPS, SteppedClock, begin_patch, held, on_loop, patch, received, until
 
 MIB = 2**20
-LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
+pytestmark = pytest.mark.parametrize("body_path", ["fast", "plain"], indirect=True)
 
 
 class Gate:
@@ -44,19 +47,6 @@ def gate(here: Site, name: str) -> Gate:
     return made
 
 
-def on_loop(
-    factory: Callable[[], asyncio.AbstractEventLoop], folder: Path, talk: Callable[[Site], Awaitable[None]]
-) -> None:
-    """Runs a talk with a service of its own on that loop."""
-
-    async def run() -> None:
-        async with asyncio.timeout(30), site(folder) as here:
-            await talk(here)
-
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(run())
-
-
 @pytest.fixture
 def noticed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What connections heard of their ends: `eof`, `lost`."""
@@ -77,12 +67,6 @@ def noticed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def patch(path: str, offset: int, length: int, sent: bytes, *more: tuple[str, str]) -> bytes:
-    """A tus PATCH of `length` bytes of which `sent` come with it."""
-    fields = [*TUS.items(), ("Upload-Offset", str(offset)), ("Content-Type", OCTETS), ("Content-Length", str(length))]
-    return head("PATCH", path, [*fields, *more], None) + sent
-
-
 # --- cut before the first read (contract, section 5, rule 3) ----------------------------------------
 
 
@@ -93,6 +77,8 @@ def test_bytes_that_came_before_a_reset_are_kept(
     tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop], noticed: list[str], size: int, part: str
 ) -> None:
     """What came before a reset counts, although nobody had read it when the reset was noticed (A-09)."""
+    if size == 400_000 and connection.DIRECT:
+        pytest.skip("a client cannot get rid of so much before it is read")
     content = random.Random(size).randbytes(size)
     sent = content if part == "all" else content[: size // 2]
 
@@ -105,7 +91,7 @@ def test_bytes_that_came_before_a_reset_are_kept(
         await leasing.reached.wait()
         await until(lambda: _arrived(here) >= len(sent))
         line.reset()
-        await until(lambda: "lost" in noticed)
+        await until(lambda: "lost" in noticed or _paused(here))
         leasing.opened.set()
         await until(lambda: not here.service.bodies._open)
         assert (await here.head(path)).offset == len(sent)
@@ -115,8 +101,27 @@ def test_bytes_that_came_before_a_reset_are_kept(
     on_loop(loop, tmp_path, talk)
 
 
+def _lines(here: Site) -> list[Connection]:
+    lines = [body._request.transport for body in here.service.bodies._open]
+    protocols = [line.get_protocol() for line in lines if line is not None]
+    return [protocol for protocol in protocols if isinstance(protocol, Connection)]
+
+
 def _arrived(here: Site) -> int:
-    return sum(body._request.content.total_bytes for body in here.service.bodies._open)
+    """Bytes of bodies that aiohttp has, the connection, or its socket, in which a reset leaves them."""
+    parsed = sum(body._request.content.total_bytes for body in here.service.bodies._open)
+    return parsed + sum(len(line._early) + _unread(line) for line in _lines(here))
+
+
+def _unread(line: Connection) -> int:
+    assert line._transport is not None
+    count = struct.unpack("i", fcntl.ioctl(line._transport.get_extra_info("socket"), termios.FIONREAD, bytes(4)))
+    return count[0] if line._paused else 0
+
+
+def _paused(here: Site) -> bool:
+    """Whether a connection waits for its body to be read, and so cannot notice its end."""
+    return any(line._paused for line in _lines(here))
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -134,7 +139,7 @@ def test_a_client_that_only_listens_gets_its_answer(
         line.writer.write(patch(path, 0, size, bytes(size)))
         line.writer.write_eof()
         await leasing.reached.wait()
-        await until(lambda: "eof" in noticed)
+        await until(lambda: "eof" in noticed or _paused(here))
         leasing.opened.set()
         answer = await line.answer()
         assert (answer.status, answer.offset) == (204, size)

@@ -128,6 +128,7 @@ def ways(chance: random.Random) -> list[str]:
     return chance.sample(["RST"] * 4 + ["FIN"] * 4 + ["silence"] * 2, CUTS)
 
 
+@pytest.mark.parametrize("body_path", ["fast", "plain"], indirect=True)
 @pytest.mark.parametrize("size", SIZES)
 async def test_cut_anywhere(patient: Site, size: int) -> None:
     """After each of ten cuts the offset is at least what was told and all that arrived; in the end the file is whole.
@@ -147,6 +148,7 @@ async def test_cut_anywhere(patient: Site, size: int) -> None:
     assert_same(await patient.stored(client.path), content)
 
 
+@pytest.mark.parametrize("body_path", ["fast", "plain"], indirect=True)
 @pytest.mark.parametrize("seed", range(4))
 async def test_cut_while_resuming(patient: Site, seed: int) -> None:
     """A client that resumes at once, on another connection, while the cut one is not noticed yet, ends whole too."""

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
-from service.web import connection
-from service.web.connection import ANSWER_SECONDS, HEAD_BYTES, HEAD_SECONDS, Connection
+from service.web import deadlines
+from service.web.connection import HEAD_BYTES, Connection
+from service.web.deadlines import ANSWER_SECONDS, HEAD_SECONDS
 from tests.web.harness import OCTETS, TUS, Line, Site, chunk, head
 from tests.web.under_way import until
 
+pytestmark = pytest.mark.parametrize("body_path", ["fast", "plain"], indirect=True)
 KIB = 1024
 START = b"OPTIONS /files HTTP/1.1\r\nHost: files.test\r\n"
 
@@ -31,13 +33,13 @@ async def closed(line: Line) -> bool:
 def passed_on(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of all that any connection received."""
     sizes: list[int] = []
-    received = Connection.data_received
+    received = Connection.receive
 
     def count(self: Connection, data: bytes) -> None:
         sizes.append(len(data))
         received(self, data)
 
-    monkeypatch.setattr(Connection, "data_received", count)
+    monkeypatch.setattr(Connection, "receive", count)
     return sizes
 
 
@@ -167,7 +169,7 @@ async def _pour(line: Line, data: bytes) -> None:
 @pytest.mark.parametrize("sent", [b"", b"\r\n", b"OPT", START, START + b"X: a"])
 async def test_an_unfinished_head_ends_in_time(here: Site, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
     """A connection on which nothing, or no whole head, comes is closed."""
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.05)
+    monkeypatch.setattr(deadlines, "HEAD_SECONDS", 0.05)
     line = await here.line()
     line.writer.write(sent)
     assert await closed(line)
@@ -209,9 +211,9 @@ async def watched() -> Any:
     def forward(seconds: float) -> bool:
         nonlocal instant
         instant += seconds
-        if made._timer is not None:
-            made._timer.cancel()
-        made.look()
+        if made._deadlines._timer is not None:
+            made._deadlines._timer.cancel()
+        made._deadlines.look()
         return transport.aborted
 
     yield made, forward
@@ -222,7 +224,7 @@ async def test_a_drip_of_a_head_ends(watched: Any) -> None:
     """The deadline of a head does not move with its bytes."""
     made, forward = watched
     for _ in range(5):
-        made.data_received(b"x")
+        made.receive(b"x")
         assert not forward(HEAD_SECONDS / 6)
     assert forward(HEAD_SECONDS / 6 + 1)
 
@@ -230,12 +232,12 @@ async def test_a_drip_of_a_head_ends(watched: Any) -> None:
 async def test_idling_after_an_answer_is_no_unfinished_head(watched: Any) -> None:
     """Between requests a connection may idle for as long as aiohttp's keep-alive; the next head has its own time."""
     made, forward = watched
-    made.data_received(START + b"\r\n")
+    made.receive(START + b"\r\n")
     made.begin(Bodiless())
     assert not forward(10 * HEAD_SECONDS)
     assert made.end()
     assert not forward(10 * HEAD_SECONDS)
-    made.data_received(b"OPTIONS")
+    made.receive(b"OPTIONS")
     assert not forward(HEAD_SECONDS - 1)
     assert forward(1)
 
@@ -243,7 +245,7 @@ async def test_idling_after_an_answer_is_no_unfinished_head(watched: Any) -> Non
 async def test_a_request_that_is_never_begun_ends(watched: Any) -> None:
     """The deadline runs until a handler begins, so nothing can stay between a head and its handler."""
     made, forward = watched
-    made.data_received(START + b"\r\n")
+    made.receive(START + b"\r\n")
     assert not forward(HEAD_SECONDS - 1)
     assert forward(1)
 
@@ -251,7 +253,7 @@ async def test_a_request_that_is_never_begun_ends(watched: Any) -> None:
 async def test_an_answer_that_nobody_takes_ends(watched: Any) -> None:
     """The answer of which a client takes nothing ends its connection, and one that is taken bit by bit does not."""
     made, forward = watched
-    made.data_received(START + b"\r\n")
+    made.receive(START + b"\r\n")
     made.begin(Bodiless())
     made._transport.unsent = 1000
     assert not forward(10 * ANSWER_SECONDS), "who sends it, sees to it"
@@ -266,7 +268,7 @@ async def test_an_answer_that_nobody_takes_ends(watched: Any) -> None:
 async def test_a_last_answer_that_nobody_takes_ends(watched: Any) -> None:
     """So it is for one behind which the connection is closed: its transport would wait for ever."""
     made, forward = watched
-    made.data_received(START + b"\r\n")
+    made.receive(START + b"\r\n")
     made.begin(Bodiless())
     made._content = StreamReader(made._inner, 1000, loop=asyncio.get_running_loop())
     made._transport.unsent = 1000

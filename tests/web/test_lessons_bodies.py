@@ -16,11 +16,12 @@ from blockbuster import BlockingError
 
 from service.metadata.base import MetadataUnavailable
 from service.storage.filesystem import appender
-from service.web import body, uploads
+from service.web import gathering, uploads
 from tests.web.harness import OCTETS, TUS, Line, Site, site
 from tests.web.traces import traces
 from tests.web.under_way import SteppedClock, begin_patch, held, received, until
 
+pytestmark = pytest.mark.parametrize("body_path", ["fast", "plain"], indirect=True)
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -83,7 +84,7 @@ async def test_D3_a_cut_right_behind_the_bytes_loses_little(here: Site, cut: Cal
 @pytest.fixture
 async def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     """A service whose durations move when told, and that looks at its bodies all the time."""
-    monkeypatch.setattr(body, "_TICK_SECONDS", 0.001)
+    monkeypatch.setattr(gathering, "_TICK_SECONDS", 0.001)
     async with site(tmp_path, clock=SteppedClock()) as running:
         yield running
 

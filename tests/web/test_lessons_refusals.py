@@ -180,18 +180,19 @@ def _lines(headers: Mapping[str, str]) -> str:
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
 
 
+@pytest.mark.parametrize("body_path", ["fast", "plain"], indirect=True)
 @pytest.mark.parametrize("name", ["no token", "too large for the link", "wrong content type", "lower offset"])
 async def test_A3_a_refused_body_is_not_read(stage: Stage, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 4 GiB that a client sends without asking, under 1 MiB is read, and it hears the refusal at once."""
     read = 0
-    passed_on = Connection.data_received
+    passed_on = Connection.receive
 
     def count(self: Connection, data: bytes) -> None:
         nonlocal read
         read += len(data)
         passed_on(self, data)
 
-    monkeypatch.setattr(Connection, "data_received", count)
+    monkeypatch.setattr(Connection, "receive", count)
     case = REFUSALS[name]
     method, path, headers = _request(stage, case)
     line = await stage.here.line()
@@ -215,6 +216,7 @@ async def _pour(writer: asyncio.StreamWriter) -> None:
         await writer.drain()
 
 
+@pytest.mark.parametrize("body_path", ["fast", "plain"], indirect=True)
 async def test_A3_the_answer_to_a_small_refused_body_does_not_wait(here: Site) -> None:
     """A refused body that has come whole ends the connection without a pause."""
     line = await here.line()

@@ -15,6 +15,8 @@ from service.storage.base import StorageError, StorageUnavailable
 from tests.web.harness import OCTETS, TUS, Site, b64, head, path_of, site
 from tests.web.under_way import begin, begin_patch, until
 
+pytestmark = pytest.mark.parametrize("body_path", ["fast", "plain"], indirect=True)
+
 
 def lines(log: io.StringIO, event: str = "request_answered") -> list[dict[str, Any]]:
     """The records of that event."""

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 
-from tests.web.harness import OCTETS, TUS, FakeClock, Line, Site, head
+import uvloop
+
+from tests.web.harness import OCTETS, TUS, FakeClock, Line, Site, head, site
+
+#: a test of connections runs on each
+LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 
 
 class SteppedClock(FakeClock):
@@ -68,3 +74,22 @@ async def begin_patch(
 def held(site: Site, path: str) -> bool:
     """Whether a request of this service holds the upload's lease."""
     return site.service.leases.held_here(site.upload_id(path))
+
+
+def on_loop(
+    factory: Callable[[], asyncio.AbstractEventLoop], folder: Path, talk: Callable[[Site], Awaitable[None]]
+) -> None:
+    """Runs a talk with a service of its own on that loop."""
+
+    async def run() -> None:
+        async with asyncio.timeout(30), site(folder) as here:
+            await talk(here)
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(run())
+
+
+def patch(path: str, offset: int, length: int, sent: bytes, *more: tuple[str, str]) -> bytes:
+    """A tus PATCH of `length` bytes of which `sent` come with it."""
+    fields = [*TUS.items(), ("Upload-Offset", str(offset)), ("Content-Type", OCTETS), ("Content-Length", str(length))]
+    return head("PATCH", path, [*fields, *more], None) + sent

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 
 import aiofiles
@@ -32,18 +32,34 @@ async def read_upload(
         if low >= high:
             continue
         with translated("reading"):
-            async with _opened_part(layout, threads, part) as (fd, first):
-                async for piece in read_range(threads, fd, first + low - part.start, first + high - part.start):
+            async with aclosing(_read_part(layout, threads, part, low, high)) as pieces:
+                async for piece in pieces:
                     yield piece
 
 
-@asynccontextmanager
-async def _opened_part(layout: Layout, threads: Threads, part: Part) -> AsyncIterator[tuple[int, int]]:
+async def _read_part(layout: Layout, threads: Threads, part: Part, low: int, high: int) -> AsyncGenerator[bytes]:
+    """Bytes [low, high) of the upload, which are in that part. One thread call for each piece, the opening included."""
+    # kept by the thread itself: a descriptor must not be lost with the result of a cancelled call
     found: list[tuple[int, int]] = []
+
+    def read(start: int) -> bytes:
+        if not found:
+            found.append(layout.open_part(part))
+        fd, first = found[0]
+        piece = os.pread(fd, min(PIECE, high - start), first + start - part.start)
+        if start + len(piece) >= high:
+            os.close(fd)
+            found.clear()
+        return piece
+
     try:
-        # kept by the thread itself: a descriptor must not be lost with the result of a cancelled call
-        await threads.run(lambda: found.append(layout.open_part(part)))
-        yield found[0]
+        at = low
+        while at < high:
+            piece = await threads.run(partial(read, at))
+            if not piece:
+                raise StorageShort("the file is shorter than it was")
+            at += len(piece)
+            yield piece
     finally:
         for fd, _ in found:
             await threads.surely(partial(os.close, fd))
