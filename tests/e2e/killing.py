@@ -244,7 +244,8 @@ def _passed(client: Client, scenario: Scenario) -> list[str]:
 def _kill_at(client: Client, scenario: Scenario, point: str) -> None:
     client.begin()
     scenario(client, _dying(client, point, []))
-    assert client.deaths == 1, f"killed {client.deaths} times"
+    # a directory that this process has used before is not synced again
+    assert client.deaths == 1 or (client.deaths == 0 and point.split()[1] == "fsync"), f"killed {client.deaths} times"
 
 
 @contextlib.contextmanager
