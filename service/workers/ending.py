@@ -7,9 +7,12 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import structlog
+
+from service.directory import DataDirectory
 
 log = structlog.get_logger(__name__)
 
@@ -17,6 +20,7 @@ log = structlog.get_logger(__name__)
 FORCED_SECONDS: Final = 2.0
 #: a signal to a process group comes twice where `make` or a shell passes it on
 ONE_SIGNAL_SECONDS: Final = 0.5
+_DISK_SECONDS: Final = 1.0
 
 
 def on_signals(asked: Callable[[], None], insisted: Callable[[], None]) -> None:
@@ -34,6 +38,14 @@ def on_signals(asked: Callable[[], None], insisted: Callable[[], None]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+
+
+async def succeeded(directory: DataDirectory) -> bool:
+    """Tells others that this service drains. Whether one of them has its place: a disk that hangs tells nothing."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DISK_SECONDS):
+            return await asyncio.to_thread(directory.drains)
+    return False
 
 
 def end_by(seconds: float, last: Callable[[], None] | None = None) -> None:

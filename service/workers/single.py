@@ -12,7 +12,7 @@ from service import __version__
 from service.crashes import may_lose_bytes
 from service.runtime import Claim, running
 from service.settings import Settings
-from service.workers.ending import FORCED_SECONDS, Start, end_by, on_signals
+from service.workers.ending import FORCED_SECONDS, Start, end_by, on_signals, succeeded
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +40,7 @@ async def serve(settings: Settings, *, beside: bool, ready: Callable[[Claim], No
             await start.stopped.wait()
             # what the next boot is spared is synced at the end
             end_by(settings.grace + FORCED_SECONDS * (1 + may_lose_bytes(settings)))
-            await service.stop(succeeded=await asyncio.to_thread(service.claim.directory.drains))
+            await service.stop(succeeded=await succeeded(service.claim.directory))
     except asyncio.CancelledError:
         if not start.cancelled():
             raise

@@ -30,7 +30,7 @@ from service.starting import CannotStart, naming, words
 from service.web.ops import CHECK_SECONDS, make_ops_app
 from service.workers.channel import Channel
 from service.workers.counting import counting_in
-from service.workers.ending import FORCED_SECONDS, ONE_SIGNAL_SECONDS, Start, end_by, on_signals
+from service.workers.ending import FORCED_SECONDS, ONE_SIGNAL_SECONDS, Start, end_by, on_signals, succeeded
 from service.workers.nursery import Nursery, NurseryLost
 from service.workers.worker import BEAT_SECONDS, Job
 
@@ -111,10 +111,10 @@ async def serve(
             ready(claim)
             await start.stopped.wait()
             end_by(settings.grace + 2 * FORCED_SECONDS, supervisor.kill_all)
-            succeeded = await asyncio.to_thread(claim.directory.drains)
-            if succeeded:
+            has_successor = await succeeded(claim.directory)
+            if has_successor:
                 await claim.operations.close()
-            await supervisor.drain(succeeded=succeeded)
+            await supervisor.drain(succeeded=has_successor)
         except asyncio.CancelledError:
             if not start.cancelled():
                 raise
