@@ -215,7 +215,7 @@ class Storage(Protocol):
                 an adapter may store larger pieces than it can read back.
             observe: sees every byte once, in order, as it is written.
             fence: called once the adapter has the place to itself and before the first byte is
-                written, and perhaps again before later writes. If the lease holds then, nobody
+                written behind others, and perhaps again before later writes. If the lease holds then, nobody
                 newer was here before, and bytes behind the ledger's end are nobody's.
 
         Raises:

@@ -99,12 +99,13 @@ class FilesystemStorage:
             self._layout, self._writers, self._helpers, upload_id, ledger, epoch=epoch, observe=observe
         )
         try:
+            # where nothing is stored yet the first write makes a segment that is nobody else's
             if ledger:
                 with translated("opening a segment"):
                     await self._writers.run(appender.go_on)
-            if fence is not None:
-                await fence()
-                appender.trust()
+                if fence is not None:
+                    await fence()
+                    appender.trust()
             yield appender
         finally:
             await appender.close()
