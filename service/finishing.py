@@ -53,11 +53,20 @@ class Finisher:
         self._events = events
         self._changed = changed
 
-    async def finish(self, upload: Upload, lease: Lease, head: bytes | None = None) -> Upload:
+    async def finish(
+        self,
+        upload: Upload,
+        lease: Lease,
+        head: bytes | None = None,
+        *,
+        ledger: Sequence[Part] | None = None,
+        blocks: Sequence[Block] | None = None,
+    ) -> Upload:
         """The upload, `ready` or `failed`; any other state comes back as it is, and so does a suspect.
 
         Args:
             head: its first SNIFF_BYTES, or all if it is shorter; None: they are read from the file.
+            ledger: its committed parts; None: they are looked up. So are its blocks.
 
         Raises:
             StorageError, MetadataError: worth a retry; the upload stays `finishing`.
@@ -67,10 +76,10 @@ class Finisher:
             return upload
         try:
             if upload.concat_kind is ConcatKind.PARTIAL:
-                await self._storage.sync(await self._metadata.ledger(upload.id))
+                await self._storage.sync(await self._metadata.ledger(upload.id) if ledger is None else ledger)
                 return await self._publish(upload, lease, None)
-            stored = await self._complete(upload, lease)
-            manifest = await self._manifest(upload, stored)
+            stored = await self._complete(upload, lease, ledger)
+            manifest = await self._manifest(upload, stored, blocks)
         except StorageShort:
             log.exception("upload_lost", upload_id=upload.id)
             return await self.fail(upload, LOST, epoch=lease.epoch, free_link=True)
@@ -79,14 +88,15 @@ class Finisher:
             return await self.fail(upload, problem, epoch=lease.epoch)
         return await self._publish(upload, lease, file)
 
-    async def _complete(self, upload: Upload, lease: Lease) -> Stored:
+    async def _complete(self, upload: Upload, lease: Lease, ledger: Sequence[Part] | None) -> Stored:
         if upload.concat_kind is ConcatKind.FINAL:
             sources = [await self._metadata.ledger(partial) for partial in upload.partials]
             await self._check_whole(upload, lease, sources)
             receipt = await self._storage.concatenate(upload.id, sources, epoch=lease.epoch)
             ledger = receipt.parts
         else:
-            ledger = await self._metadata.ledger(upload.id)
+            if ledger is None:
+                ledger = await self._metadata.ledger(upload.id)
             await self._check_whole(upload, lease, [ledger])
         stored = await self._storage.complete(upload.id, ledger, epoch=lease.epoch)
         if stored.size != upload.length:
@@ -107,11 +117,11 @@ class Finisher:
             raise Conflict("the upload was finished by another")
         raise StorageShort("the ledger does not reach to the upload's end")
 
-    async def _manifest(self, upload: Upload, stored: Stored) -> Manifest:
+    async def _manifest(self, upload: Upload, stored: Stored, blocks: Sequence[Block] | None) -> Manifest:
         if upload.concat_kind is ConcatKind.FINAL:
             blocks = await self._hash_all(upload, stored)
-        else:
-            blocks = list(await self._metadata.blocks(upload.id))
+        elif blocks is None:
+            blocks = await self._metadata.blocks(upload.id)
         return hashing.manifest(blocks, stored.size, upload.block_size)
 
     async def _hash_all(self, upload: Upload, stored: Stored) -> list[Block]:

@@ -91,6 +91,8 @@ class Progress:
     dropped: set[str] = field(default_factory=set)
     #: the first bytes of the file, if this request brought them
     head: bytes = b""
+    #: of an upload that was committed at once
+    all_blocks: tuple[Block, ...] | None = None
     committed_at: float = 0.0
     overrun: bool = False
 
@@ -145,6 +147,9 @@ class Received:
     problem: Problem | None
     #: the first SNIFF_BYTES of the upload, or all of a shorter one, if the body began at byte 0
     head: bytes | None = None
+    #: what is committed of it, where that is known from the commit
+    ledger: tuple[Part, ...] | None = None
+    blocks: tuple[Block, ...] | None = None
 
 
 class Receiver:
@@ -207,7 +212,13 @@ class Receiver:
             log.warning("storage_failed", upload_id=upload.id, reason=problem.slug, error=str(error))
         except Conflict:
             problem = problem_of(Ending.TAKEN_OVER, overrun=False, offset=progress.upload.offset)
-        return Received(progress.upload, problem, progress.head if progress.start == 0 else None)
+        return Received(
+            progress.upload,
+            problem,
+            progress.head if progress.start == 0 else None,
+            tuple(progress.ledger),
+            progress.all_blocks,
+        )
 
     @staticmethod
     async def _nothing_more(upload: Upload, body: Body) -> Problem | None:
@@ -339,6 +350,8 @@ class Receiver:
             kept = [part for part in progress.ledger if part.number < parts[0].number]
             progress.ledger = (*kept, *parts)
         progress.blocks = progress.blocks[len(ready) :]
+        if ends and not before.offset:
+            progress.all_blocks = tuple(ready)
         progress.committed_at = self._clock.monotonic()
         self._metrics.upload_committed(before.protocol, receipt.offset - before.offset)
         self._changed(before.id)

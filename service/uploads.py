@@ -193,7 +193,9 @@ class Uploads:
         if upload.state is not State.FINISHING:
             return upload, problem
         try:
-            upload = await self._finisher.finish(upload, lease, received.head)
+            upload = await self._finisher.finish(
+                upload, lease, received.head, ledger=received.ledger, blocks=received.blocks
+            )
         except (StorageError, MetadataError) as error:
             # recorded as finishing: the next request or the janitor goes on (lesson C1)
             log.warning("finish_postponed", upload_id=upload.id, error=str(error))
