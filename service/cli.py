@@ -27,6 +27,8 @@ COMMANDS: Final = {
     "gc": "service.commands.gc:gc",
     "migrate": "service.commands.migrate:migrate",
 }
+#: where prometheus_client looks for the directory of several processes
+_COUNT_IN: Final = "PROMETHEUS_MULTIPROC_DIR"
 #: these talk to any service, so the settings of this one do not matter
 _WITHOUT_SETTINGS = frozenset({"put", "get"})
 
@@ -73,9 +75,11 @@ def cli(context: click.Context, config: Path | None) -> None:
 
 def count_in(directory: str) -> None:
     """What `/metrics` sums is counted in files there: prometheus_client asks nowhere else for the place."""
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+    os.environ[_COUNT_IN] = directory
 
 
 def main() -> None:
     """The entry point of the distribution."""
+    # an operator's own would have prometheus_client count in files there as soon as it is imported
+    os.environ.pop(_COUNT_IN, None)
     cli(prog_name="attachd")

@@ -28,7 +28,7 @@ _START_SECONDS: Final = 20.0
 _ENDING_SECONDS: Final = 1.0
 _AGAIN_SECONDS: Final = 0.05
 #: how far a service has come
-_Word: TypeAlias = Literal["starting", "settled", "serving", "draining"]
+_Phase: TypeAlias = Literal["starting", "settled", "serving", "draining", "replaced"]
 
 
 class DataDirectory:
@@ -68,18 +68,19 @@ class DataDirectory:
         while True:
             if _try(self.lock, fcntl.LOCK_EX):
                 # another one that is still starting cannot have it any more, and says so
-                others = [word for word in self._others() if word != "starting"]
+                others = [phase for phase in self._others() if phase != "starting"]
                 if not others:
                     return True
             else:
                 others = self._others()
-            if others and not beside:
+            # one that has been replaced is no obstacle, also where its successor is gone by now
+            if not beside and any(phase != "replaced" for phase in others):
                 raise CannotStart(
                     f"ATTACHD_DATA: {self._path}: another attachd runs on it; stop that one first, "
                     "or take its place with --beside"
                 )
             waited = time.monotonic() - began
-            if (others or waited >= _ENDING_SECONDS) and _try(self.lock, fcntl.LOCK_SH):
+            if (beside or waited >= _ENDING_SECONDS) and _try(self.lock, fcntl.LOCK_SH):
                 return False
             if waited >= _START_SECONDS:
                 raise CannotStart(f"ATTACHD_DATA: {self._path}: another attachd has been starting on it for too long")
@@ -101,7 +102,9 @@ class DataDirectory:
         """It is one no more. Whether there is another that is: also `False` where that cannot be told."""
         with suppress(OSError):
             self._say("draining")
-            return "serving" in self._others()
+            if "serving" in self._others():
+                self._say("replaced")
+                return True
         return False
 
     def others(self) -> bool:
@@ -134,9 +137,9 @@ class DataDirectory:
         fcntl.flock(self._own, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._say("starting")
 
-    def _say(self, word: _Word) -> None:
+    def _say(self, phase: _Phase) -> None:
         if self._own is not None:
-            self._place = self._place.rename(self._services / f"{self._token}.{word}")
+            self._place = self._place.rename(self._services / f"{self._token}.{phase}")
 
     def _others(self) -> list[str]:
         """What the other services say that live. The files of dead ones are removed. Raises OSError."""

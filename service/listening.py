@@ -57,6 +57,7 @@ class Listener:
         self._runner: web.AppRunner | None = None
         self._made: tuple[int, int] | None = None
         self._bound: socket.socket | None = None
+        self._guard: socket.socket | None = None
 
     async def take(self, *, beside: bool = False) -> None:
         """Nobody else can listen on the address; who connects is not served yet. Raises CannotStart.
@@ -71,6 +72,7 @@ class Listener:
                 await self._accept_from(bound)
                 return
             if not beside:
+                self._guard = await asyncio.to_thread(_guarded, address)
                 await asyncio.to_thread(_in_time, partial(_try_alone, address))
             await self._share_port(address)
 
@@ -147,6 +149,9 @@ class Listener:
         """The address is free again."""
         if self._server is not None:
             self._server.close()
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
         if isinstance(self.address, UnixAddress) and self._made is not None:
             made, self._made = self._made, None
             await asyncio.to_thread(_remove, self.address.path, made)
@@ -164,6 +169,22 @@ def _in_time(take: Callable[[], None]) -> None:
             time.sleep(_AGAIN_SECONDS)
         else:
             return
+
+
+def _guarded(address: TcpAddress) -> socket.socket | None:
+    """What tells another start that the port is taken, from before anybody listens on it. Raises OSError.
+
+    Its name is of the network, as the port is, and gone with the process. None where there are no such names.
+    """
+    if sys.platform != "linux" or not address.port:
+        return None
+    guard = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _in_time(partial(guard.bind, f"\0attachd {address}"))
+    except BaseException:
+        guard.close()
+        raise
+    return guard
 
 
 def _try_alone(address: TcpAddress) -> None:

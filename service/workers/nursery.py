@@ -33,11 +33,13 @@ _GONE_SECONDS: Final = 2.0
 #: one that was killed ends as soon as the kernel can: not as long as it waits for a disk
 _KILLED_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.005
+#: longer than any answer takes
+_ANSWER_SECONDS: Final = 3 * (_GONE_SECONDS + _KILLED_SECONDS)
 _NAME: Final = Path("/proc/self/comm")
 
 
 class NurseryLost(Exception):
-    """The nursery has been killed; nothing can be started any more."""
+    """The nursery has been killed, or hangs; nothing can be started any more."""
 
 
 class Nursery:
@@ -45,6 +47,7 @@ class Nursery:
 
     def __init__(self, connected: socket.socket) -> None:
         self._connected = connected
+        connected.settimeout(_ANSWER_SECONDS)
         self._turn = threading.Lock()
 
     @classmethod
@@ -88,7 +91,7 @@ class Nursery:
             try:
                 socket.send_fds(self._connected, [pickle.dumps(request)], descriptors)
                 answer = self._connected.recv(_MOST_BYTES)
-            except OSError as error:
+            except (ConnectionError, TimeoutError) as error:
                 raise NurseryLost from error
         if not answer:
             raise NurseryLost

@@ -72,6 +72,11 @@ class _Process:
     failed: dict[str, str] = field(default_factory=dict)
     asked: bool = False
 
+    @property
+    def serves(self) -> bool:
+        """Whether new connections come to it."""
+        return self.started and not self.leaving
+
 
 async def serve(
     settings: Settings, count: int, nursery: Nursery, *, beside: bool, ready: Callable[[Claim], None]
@@ -154,6 +159,8 @@ class Supervisor:
         self._asked = 0
         self._up = False
         self._stopping = asyncio.Event()
+        #: whether the workers have been told to end by themselves
+        self._draining = False
 
     # --- their life -------------------------------------------------------------------------------
 
@@ -170,6 +177,7 @@ class Supervisor:
     async def drain(self, *, succeeded: bool) -> None:
         """All workers have ended; see `Service.stop`."""
         log.info("service_draining", succeeded=succeeded)
+        self._draining = True
         self._stopping.set()
         for process in self._processes.values():
             process.channel.tell("drain", succeeded=succeeded)
@@ -198,6 +206,11 @@ class Supervisor:
             except NurseryLost:
                 self._lose()
                 return
+            except CannotStart:
+                raise
+            except Exception:
+                # whatever it was: without its keeper the worker would never be replaced
+                log.exception("worker_lost", number=number)
             if self._stopping.is_set():
                 return
             young = loop.time() - began < _YOUNG_SECONDS
@@ -216,7 +229,7 @@ class Supervisor:
             log.error("worker_not_made", number=number, reason=words(error))  # noqa: TRY400 - its place says nothing
             return
         if self._stopping.is_set():
-            self.failed_to_end |= code != 0
+            self.failed_to_end |= self._draining and code != 0
         elif not self._up:
             raise CannotStart(process.refused or f"a worker ended while it started ({_exit(code)})")
         elif process.leaving and code == 0:
@@ -262,16 +275,20 @@ class Supervisor:
         async for message in process.channel.told():
             process.silent = 0
             self._hear(process, message)
+        # its number may be another's once it has been asked how it ended
+        del self._processes[process.number]
+        self._dead.add(process.token)
+        self._count_workers()
         try:
             code = await asyncio.to_thread(self._nursery.reap, process.pid)
         finally:
             await process.channel.close()
-            del self._processes[process.number]
         process.checked.set()
-        await asyncio.to_thread(metrics.forget_gauges, self._directory, process.number)
-        self._dead.add(process.token)
         self._release()
-        self._count_workers()
+        try:
+            await asyncio.to_thread(metrics.forget_gauges, self._directory, process.number)
+        except OSError as error:
+            log.warning("gauges_kept", number=process.number, reason=words(error))
         return code
 
     def _hear(self, process: _Process, message: dict[str, Any]) -> None:
@@ -292,20 +309,26 @@ class Supervisor:
                 asyncio.get_running_loop().call_later(ONE_SIGNAL_SECONDS, self._let_go, process)
 
     def _let_go(self, process: _Process) -> None:
-        if not self._stopping.is_set():
-            process.leaving = True
-            process.channel.tell("drain", succeeded=True)
+        """It ends, once another one is there for new connections; unless the whole service does."""
+        if self._stopping.is_set() or self._processes.get(process.number) is not process:
+            return
+        if not any(one.serves for one in self._processes.values() if one is not process):
+            asyncio.get_running_loop().call_later(BEAT_SECONDS, self._let_go, process)
+            return
+        process.leaving = True
+        process.channel.tell("drain", succeeded=True)
+        self._count_workers()
 
     def _release(self) -> None:
         """One that serves frees the leases of those that died; the next one is told if it does not say that it has."""
-        alive = [one for one in self._processes.values() if one.started]
+        alive = [one for one in self._processes.values() if one.serves]
         if alive:
             self._asked += 1
             for token in self._dead:
                 alive[self._asked % len(alive)].channel.tell("release", process=token)
 
     def _count_workers(self) -> None:
-        self.summed.workers(sum(one.started for one in self._processes.values()))
+        self.summed.workers(sum(one.serves for one in self._processes.values()))
 
     async def _tick(self) -> None:
         """Counts seconds by waiting for them: while this process sleeps as well, nobody is stuck."""
@@ -326,7 +349,7 @@ class Supervisor:
 
     async def failed(self) -> dict[str, str]:
         """What the service cannot use now, by name: nothing, if one of the workers can use all it needs."""
-        asked = [one for one in self._processes.values() if one.started]
+        asked = [one for one in self._processes.values() if one.serves]
         for process in asked:
             if not process.asked:
                 process.asked = True
@@ -359,4 +382,8 @@ def _kill(process: _Process) -> None:
 
 def _exit(code: int) -> str:
     """How a process ended, in words."""
-    return signal.Signals(-code).name if code < 0 else str(code)
+    try:
+        return signal.Signals(-code).name if code < 0 else str(code)
+    except ValueError:
+        # a real-time signal has no name
+        return f"signal {-code}"

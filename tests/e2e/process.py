@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +32,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import links
 from service.keyset import KeySet
 from service.model import FileId
+from service.workers.counting import SHARED_MEMORY, shared_prefix
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -154,6 +156,10 @@ class ServiceProcess:
         while self.pids():
             assert time.monotonic() < deadline, f"still running: {self.pids()}"
             time.sleep(0.01)
+        # the next start on the directory would; most tests have none
+        with contextlib.suppress(FileNotFoundError):
+            for left in SHARED_MEMORY.glob(f"{shared_prefix(self.data)}*"):
+                shutil.rmtree(left, ignore_errors=True)
 
     def terminate(self) -> int:
         """SIGTERM, as an orchestrator stops it; the exit code."""

@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +21,7 @@ import pytest
 
 from service.workers.counting import NAME, SHARED_MEMORY, shared_prefix
 from tests.e2e.process import ROOT, START_LIMIT, ServiceProcess
+from tests.volumes import small_volume
 
 #: far more than anything here takes, on a machine that does other things as well
 PATIENCE = 60.0
@@ -247,6 +250,65 @@ def test_a_stuck_worker_is_replaced(tmp_path: Path) -> None:
     assert "worker_stuck" in service.log_path.read_text()
 
 
+def test_a_worker_that_ends_in_a_way_without_a_name_is_replaced(service: ServiceProcess) -> None:
+    """Whatever becomes of a worker, its place is filled again."""
+    pid = service.workers()[1]
+    os.kill(pid, signal.SIGRTMIN + 6)
+    until(lambda: service.workers().get(1) not in (None, pid))
+    until(lambda: service.metrics()["attachd_workers"] == 2)
+    assert f"signal {signal.SIGRTMIN + 6}" in service.log_path.read_text()
+
+
+def test_workers_that_are_all_told_to_end_go_one_by_one(service: ServiceProcess) -> None:
+    """There is one for new connections at every moment, though the others take their time."""
+    content = os.urandom(8 * 2**20)
+    answer = ask(service, "POST", service.mint_upload(), content, Upload_Length=str(len(content)), Content_Type=OCTETS)
+    parts = urlsplit(service.mint_download(answer.headers["Attachd-File-Id"]))
+    before = service.workers()
+    with contextlib.ExitStack() as stack:
+        busy: set[int] = set()
+        while len(busy) < 2:
+            slow = stack.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE))
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.sendall(f"GET {parts.path}?{parts.query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            slow.recv(1000)
+            busy.add(service.worker_of(slow))
+        for pid in before.values():
+            os.kill(pid, signal.SIGTERM)
+        until(lambda: "service_draining" in service.log_path.read_text())
+        for _ in range(50):
+            assert create(service, 5)
+        assert service.log_path.read_text().count("service_draining") == 1
+    until(lambda: set(service.workers().values()).isdisjoint(before.values()) and len(service.workers()) == 2)
+    assert "worker_died" not in service.log_path.read_text()
+
+
+def test_D5_a_worker_is_replaced_on_a_full_disk(tmp_path: Path) -> None:
+    """Others have filled it: what is stored can be read, and every offset be asked for, by the new worker too."""
+    with small_volume(tmp_path / "volume", "96m") as volume:
+        service = ServiceProcess(volume / "service", ATTACHD_WORKERS="2")
+        service.log_path = tmp_path / "service.log"
+        with service:
+            content = os.urandom(300_000)
+            made = ask(
+                service, "POST", service.mint_upload(), content, Upload_Length=str(len(content)), Content_Type=OCTETS
+            )
+            unfinished = create(service, 5)
+            with contextlib.suppress(OSError), (volume / "others").open("wb", buffering=0) as filling:
+                while True:
+                    filling.write(bytes(2**16))
+            for number in (0, 1):
+                pid = service.workers()[number]
+                os.kill(pid, signal.SIGKILL)
+                until(lambda: pid not in service.workers().values() and service.metrics()["attachd_workers"] == 2)  # noqa: B023
+            for _ in range(10):
+                assert ask(service, "HEAD", unfinished).status == 200
+                with urllib.request.urlopen(service.mint_download(made.headers["Attachd-File-Id"])) as fetched:
+                    assert fetched.read() == content
+            (volume / "others").unlink()
+            until(lambda: ask(service, "POST", service.mint_upload(), Upload_Length="5").status == 201)
+
+
 def test_a_worker_whose_start_hangs_is_replaced(tmp_path: Path) -> None:
     """One that comes to life and never serves is killed in the end; its successor serves."""
     service = ServiceProcess(tmp_path, ATTACHD_WORKERS="2")
@@ -424,6 +486,49 @@ def test_S1_a_signal_to_the_whole_group_is_one_to_the_service(tmp_path: Path, wo
             for _ in range(20):
                 assert create(second, 10)
             assert first.running
+
+
+def test_a_successor_that_dies_can_be_started_anew(tmp_path: Path) -> None:
+    """As whatever looks after it does: without --beside, while the first one that it replaced still drains."""
+    with ServiceProcess(tmp_path, ATTACHD_WORKERS="2", ATTACHD_GRACE="20s") as first:
+        content = os.urandom(8 * 2**20)
+        answer = ask(first, "POST", first.mint_upload(), content, Upload_Length=str(len(content)), Content_Type=OCTETS)
+        parts = urlsplit(first.mint_download(answer.headers["Attachd-File-Id"]))
+        with first.successor() as second, socket.create_connection(("127.0.0.1", first.port), timeout=PATIENCE) as slow:
+            until(lambda: "service_started" in second.log_path.read_text())
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.sendall(f"GET {parts.path}?{parts.query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            slow.recv(1000)
+            os.kill(first.pid, signal.SIGTERM)
+            until(lambda: '"succeeded": true' in first.log_path.read_text())
+            second.kill()
+            second.command.remove("--beside")
+            second.start()
+            assert create(second, 5)
+
+
+def test_of_two_services_on_one_port_one_starts(tmp_path: Path) -> None:
+    """Also where both begin at the same moment, and neither listens yet."""
+    one, other = (ServiceProcess(tmp_path / name, ATTACHD_WORKERS="2") for name in ("one", "other"))
+    other.port = one.port
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor() as threads:
+        for service in (one, other):
+            stack.callback(service.kill)
+        starts = [threads.submit(service.start) for service in (one, other)]
+        refused = [str(start.exception()) for start in starts if start.exception() is not None]
+        assert len(refused) == 1
+        assert "address already in use" in refused[0]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_directory_for_counts_in_the_environment_is_not_used(tmp_path: Path, workers: str) -> None:
+    """It is of another program of the operator's."""
+    with ServiceProcess(
+        tmp_path, ATTACHD_WORKERS=workers, PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "counts")
+    ) as service:
+        assert create(service, 5)
+        assert service.metrics()['attachd_uploads_created_total{protocol="tus"}'] == 1
+    assert not (tmp_path / "counts").exists()
 
 
 def test_workers_share_a_unix_socket(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def test_a_second_start_is_refused_whatever_the_first_does(tmp_path: Path) -> No
             step()
             with pytest.raises(CannotStart, match="another attachd runs on it"):
                 DataDirectory(tmp_path).take()
-    assert started(tmp_path).drains() is False
+    with closing(started(tmp_path)) as second:
+        assert second.drains() is False
 
 
 def test_a_refused_start_leaves_nothing(first: DataDirectory, tmp_path: Path) -> None:
@@ -103,6 +104,15 @@ def test_new_connections_are_left_to_one_that_serves(first: DataDirectory, tmp_p
         assert first.drains() is False
         second.serves()
     assert first.drains() is False
+
+
+def test_one_that_was_replaced_is_no_obstacle(first: DataDirectory, tmp_path: Path) -> None:
+    """Its successor is gone, and it still drains: a start need not say that it comes beside it, and is not alone."""
+    with closing(started(tmp_path, beside=True)):
+        assert first.drains() is True
+    with closing(DataDirectory(tmp_path)) as third:
+        assert third.take() is False
+        assert third.others()
 
 
 def test_words_of_a_later_version_are_no_obstacle(first: DataDirectory, tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ async def _leases_away(here: Site, path: str) -> None:
     clock = here.clock
     assert clock is not None
     clock.forward(10)
+    now = clock.now()
+    await here.service.metadata.acquire_lease(here.upload_id(path), "another:1", now=now, until=now + 10)
     here.service.metadata.lease = breaks(MetadataUnavailable(INSIDE))  # type: ignore[method-assign]
 
 

@@ -215,13 +215,16 @@ async def test_T_028_metadata_out_of_reach(
 
 
 async def test_T_028_lease_out_of_reach(later: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While leases cannot be read HEAD of an upload that rested answers 423, and 200 once they can."""
+    """While leases cannot be read HEAD of an upload that somebody holds, and that rested, answers 423."""
     path = await later.create(10)
     assert later.clock is not None
     later.clock.forward(60)
+    now = later.clock.now()
+    lease, _ = await later.service.metadata.acquire_lease(later.upload_id(path), "another:1", now=now, until=now + 60)
     with monkeypatch.context() as broken:
         broken.setattr(SqlMetadata, "lease", fails(out_of_reach))
         await assert_locked(later, path)
+    await later.service.metadata.release_lease(lease)
     assert (await later.head(path)).status == 200
 
 

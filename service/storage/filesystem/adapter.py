@@ -15,7 +15,17 @@ import aiofiles.os
 import aiofiles.tempfile
 
 from service.model import Part, UploadId
-from service.storage.base import Backing, Fence, Held, Observer, Receipt, StorageError, StorageUnavailable, Stored
+from service.storage.base import (
+    Backing,
+    Fence,
+    Held,
+    Observer,
+    Receipt,
+    StorageError,
+    StorageFull,
+    StorageUnavailable,
+    Stored,
+)
 from service.storage.filesystem import examining, listing, publishing, reading, salvaging
 from service.storage.filesystem.appender import DiskAppender
 from service.storage.filesystem.layout import Durability, Layout, lock, translated
@@ -55,7 +65,9 @@ class FilesystemStorage:
                 return
             with translated("it cannot be made"):
                 await self._helpers.run(self._layout.make)
-            await self.probe()
+            # from a full disk can be read, and `probe` goes on saying what cannot be done
+            with suppress(StorageFull):
+                await self.probe()
         except StorageError as error:
             raise StorageError(f"the storage directory {self._layout.root} cannot be used: {error}") from error
 
