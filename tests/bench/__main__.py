@@ -107,7 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--side", action="append", choices=list(SIDES), help="only this one; may be repeated")
     parser.add_argument("--size", type=parse_size, help="bytes of a large file (512MiB)")
     parser.add_argument(
-        "--durability", choices=["none", "complete"], default="none", help="for every side (none; attachd's: complete)"
+        "--durability",
+        choices=["none", "complete"],
+        default="none",
+        help="for every side but the peers (none; attachd's own: complete)",
     )
     parser.add_argument(
         "--case-seconds", type=float, default=60.0, help="a case that took longer begins no further round (60)"
@@ -127,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="attachd-bench-", dir=given.directory) as name:
         directory = Path(name)
         print("\n".join(machine.describe(directory)))
-        print(f"rounds: {options.rounds}; durability: {options.durability} for every side")
+        print(f"rounds: {options.rounds}; durability: {options.durability} for every side but the peers")
         if given.quick:
             print("QUICK: sizes too small to mean anything")
         begun = time.monotonic()

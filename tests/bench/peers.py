@@ -50,7 +50,7 @@ class Tusd(Program):
             authentication="none",
             database="none; a JSON file for each upload, and a lock file",
             logging="a line or more for each request into a file",
-            processes="one, of as many threads as cores",
+            processes=f"one, of as many threads as cores; {_version()}",
         )
 
 
@@ -154,12 +154,16 @@ class ResumableUpload(Tuspyserver):
 
     @property
     def does(self) -> Does:
-        return super().does.but(database="SQLite")
+        return super().does.but(durability="as it comes", database="SQLite")
 
 
 def _tusd() -> str:
     built = CACHE / "tusd"
     return os.environ.get("ATTACHD_BENCH_TUSD") or shutil.which("tusd") or (str(built) if built.exists() else "")
+
+
+def _version() -> str:
+    return TUSD.rpartition("@")[2] if _tusd() == str(CACHE / "tusd") else f"the one at {_tusd()}"
 
 
 def _python() -> Path:
