@@ -134,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.quick:
             print("QUICK: sizes too small to mean anything")
         begun = time.monotonic()
+        failed = False
         did: dict[str, dict[str, list[str]]] = {}
         sides = [side for side in SIDES if not given.side or side in given.side]
         for side in [side for side in sides if SIDES[side].missing()]:
@@ -143,13 +144,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if why := CASES[case].missing():
                 print(f"\n### {case}: left out: {why}")
             elif any(case in SIDES[side].CASES for side in sides):
-                for label, words in run_case(case, sides, load, options, directory).items():
+                try:
+                    words_of = run_case(case, sides, load, options, directory)
+                except (AssertionError, OSError) as error:
+                    # the other cases are worth having
+                    failed = True
+                    print(f"\n### {case}: FAILED: {error}")
+                    continue
+                for label, words in words_of.items():
                     did.setdefault(label, {}).setdefault(words, []).append(case)
         print("\n### What they did\n")
         for label, ways in did.items():
             for words, where in ways.items():
                 print(f"- {label} ({', '.join(where)}): {words}")
         print(f"\ntook {time.monotonic() - begun:.0f} s")
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,8 @@ class Tuspyserver(Program):
 
     @classmethod
     def missing(cls) -> str:
-        return "" if _python().exists() else f"there is no {cls.NAME} (by make bench ARGS=--peers)"
+        found = list((CACHE / "python").glob(f"lib/*/site-packages/{cls.NAME.replace('-', '_')}"))
+        return "" if found else f"there is no {cls.NAME} (by make bench ARGS=--peers)"
 
     def command(self) -> list[str]:
         return [str(_python()), str(HERE / "asgi_peer.py"), self.NAME, str(self.port), str(self.files)]
