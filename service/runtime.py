@@ -144,8 +144,6 @@ class Share:
     process: str
     #: see `Listener.join`
     bound: socket.socket | None
-    #: see `DataDirectory.lock`
-    lock: int
 
 
 @contextlib.asynccontextmanager

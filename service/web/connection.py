@@ -10,12 +10,12 @@ asks for it, it goes from the socket straight into the memory of a `Sink`. To ai
 is one with an open end, which it hears of when the body is whole; so all it does about a body that
 is not read to its end stays right.
 
-It is also the place for whatever aiohttp has no API for: the trailer
-section of a chunked body, which aiohttp parses and drops (A-01); not reading the rest of a refused
-body, which aiohttp would do as fast as it comes (A-12, lesson A3); the bytes that aiohttp has
-buffered and throws away when the peer vanishes (A-09); the answer to a client that has finished
-sending and says so (A-08), be it in the middle of a body; and an end for a client that never reads
-its answer, for which aiohttp, and a transport that is closed, would wait for ever.
+It is also the place for whatever aiohttp has no API for: the trailer section of a chunked body,
+which aiohttp parses and drops (A-01); not reading the rest of a refused body, which aiohttp would
+do as fast as it comes (A-12, lesson A3); the bytes that aiohttp has buffered and throws away when
+the peer vanishes (A-09); the answer to a client that has finished sending and says so (A-08), be it
+in the middle of a body; and an end for a client that never reads its answer, for which aiohttp, and
+a transport that is closed, would wait for ever.
 """
 
 from __future__ import annotations

@@ -209,6 +209,8 @@ class Supervisor:
             except CannotStart:
                 raise
             except Exception:
+                if not self._up:
+                    raise
                 # whatever it was: without its keeper the worker would never be replaced
                 log.exception("worker_lost", number=number)
             if self._stopping.is_set():
@@ -272,9 +274,14 @@ class Supervisor:
 
     async def _attend(self, process: _Process) -> int:
         """Hears the worker until it is gone; how it ended."""
-        async for message in process.channel.told():
-            process.silent = 0
-            self._hear(process, message)
+        try:
+            async for message in process.channel.told():
+                process.silent = 0
+                self._hear(process, message)
+        except Exception:
+            # no second one may have its number while it lives
+            log.exception("worker_misheard", number=process.number, pid=process.pid)
+            _kill(process)
         # its number may be another's once it has been asked how it ended
         del self._processes[process.number]
         self._dead.add(process.token)

@@ -44,19 +44,19 @@ class Job:
     directory: str
 
 
-def main(job: Job, channel: int, lock: int, bound: int | None = None) -> None:
+def main(job: Job, channel: int, lock: int, bound: int | None = None) -> None:  # noqa: ARG001 - it is just held
     """The life of a worker process.
 
     Args:
         channel: the descriptor of its end.
-        lock: that of `DataDirectory.lock`.
+        lock: that of `DataDirectory.lock`, which is open as long as the process lives.
         bound: that of the Unix socket to accept from; none where the address is a port.
     """
     import uvloop  # noqa: PLC0415 - does not exist on Windows
 
     metrics.count_as(job.number)
     logs.configure(job.settings.log_format, job.settings.log_level, worker=job.number)
-    share = Share(job.process, None if bound is None else socket.socket(fileno=bound), lock)
+    share = Share(job.process, None if bound is None else socket.socket(fileno=bound))
     uvloop.run(_Worker(job.settings, share).run(socket.socket(fileno=channel)))
 
 

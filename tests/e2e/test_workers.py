@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
-from service.workers.counting import NAME, SHARED_MEMORY, shared_prefix
 from tests.e2e.process import ROOT, START_LIMIT, ServiceProcess
+from tests.e2e.working import (
+    IN_FLIGHT,
+    OCTETS,
+    PATIENCE,
+    ask,
+    begin,
+    create,
+    downloading,
+    left_of,
+    line_to,
+    resume,
+    store,
+    until,
+)
 from tests.volumes import small_volume
 
-#: far more than anything here takes, on a machine that does other things as well
-PATIENCE = 60.0
-TUS = {"Tus-Resumable": "1.0.0"}
 #: a service whose supervisor waits three seconds for a sign of life
 IMPATIENT = "import service.workers.supervisor as s; s._STUCK_BEATS = 3; from service.cli import main; main()"
 #: one whose supervisor waits three seconds for a start, which hangs while there is a file
@@ -52,6 +59,18 @@ def crowded():
 n.os.fork = crowded
 from service.cli import main; main()
 """
+#: one whose workers speak nonsense, when they are asked how they are, while there is a file
+ODD = """
+import os, service.workers.worker as w
+check = w._check
+async def odd(service, channel):
+    if os.path.exists({mark!r}):
+        channel.tell("checked")
+    else:
+        await check(service, channel)
+w._check = odd
+from service.cli import main; main()
+"""
 #: one that loses its nursery as soon as it wants a worker of it
 BEREAVED = """
 import os, signal, service.workers.nursery as n
@@ -60,8 +79,6 @@ def gone(*arguments):
 n._bear = gone
 from service.cli import main; main()
 """
-OCTETS = "application/offset+octet-stream"
-IN_FLIGHT = 'attachd_transfers_in_flight{direction="in"}'
 
 
 @pytest.fixture
@@ -69,89 +86,6 @@ def service(tmp_path: Path) -> Iterator[ServiceProcess]:
     """A service of two workers."""
     with ServiceProcess(tmp_path, ATTACHD_WORKERS="2") as running:
         yield running
-
-
-def until(holds: Callable[[], object]) -> None:
-    """Returns once it holds; fails the test if that takes too long."""
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.02)
-
-
-@contextmanager
-def line_to(service: ServiceProcess) -> Iterator[http.client.HTTPConnection]:
-    """A connection, closed at the end."""
-    line = http.client.HTTPConnection("127.0.0.1", service.port, timeout=PATIENCE)
-    try:
-        line.connect()
-        yield line
-    finally:
-        line.close()
-
-
-def ask(
-    service: ServiceProcess, method: str, url: str, body: bytes | None = None, **headers: str
-) -> http.client.HTTPResponse:
-    """One request on a connection of its own; header names with `_` for `-`."""
-    parts = urlsplit(url)
-    with line_to(service) as line:
-        sent = TUS | {name.replace("_", "-"): value for name, value in headers.items()}
-        line.request(method, f"{parts.path}?{parts.query}" if parts.query else parts.path, body, sent)
-        answer = line.getresponse()
-        answer.read()
-        return answer
-
-
-def create(service: ServiceProcess, length: int) -> str:
-    """A new upload; its address."""
-    answer = ask(service, "POST", service.mint_upload(), Upload_Length=str(length))
-    assert answer.status == 201
-    return answer.headers["Location"]
-
-
-def begin(service: ServiceProcess, upload: str, said: int, sent: bytes) -> tuple[socket.socket, int]:
-    """A PATCH that stops in the middle of its body, and which process has the connection."""
-    line = socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE)
-    head = (
-        f"PATCH {urlsplit(upload).path} HTTP/1.1\r\nHost: x\r\nTus-Resumable: 1.0.0\r\nUpload-Offset: 0\r\n"
-        f"Content-Type: {OCTETS}\r\nContent-Length: {said}\r\n\r\n"
-    )
-    line.sendall(head.encode() + sent)
-    until(lambda: service.metrics()[IN_FLIGHT] == 1)
-    return line, service.worker_of(line)
-
-
-def resume(service: ServiceProcess, upload: str, content: bytes) -> http.client.HTTPResponse:
-    """The rest of the upload, from where HEAD says."""
-    answer = ask(service, "HEAD", upload)
-    assert answer.status == 200
-    offset = int(answer.headers["Upload-Offset"])
-    return ask(
-        service,
-        "PATCH",
-        upload,
-        content[offset:],
-        Upload_Offset=str(offset),
-        Content_Type=OCTETS,
-    )
-
-
-def listens(service: ServiceProcess, port: int) -> bool:
-    """Whether a process of the service takes new connections there."""
-    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    listening = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"}
-    for pid in service.pids():
-        with contextlib.suppress(OSError):
-            if any(os.readlink(entry) in listening for entry in Path(f"/proc/{pid}/fd").iterdir()):
-                return True
-    return False
-
-
-def left_of(service: ServiceProcess) -> list[Path]:
-    """What is left of runs of the service where workers count."""
-    below = service.data / NAME
-    return [*SHARED_MEMORY.glob(f"{shared_prefix(service.data)}*"), *(below.iterdir() if below.exists() else ())]
 
 
 def test_all_workers_serve_and_are_counted_as_one(service: ServiceProcess) -> None:
@@ -262,16 +196,12 @@ def test_a_worker_that_ends_in_a_way_without_a_name_is_replaced(service: Service
 def test_workers_that_are_all_told_to_end_go_one_by_one(service: ServiceProcess) -> None:
     """There is one for new connections at every moment, though the others take their time."""
     content = os.urandom(8 * 2**20)
-    answer = ask(service, "POST", service.mint_upload(), content, Upload_Length=str(len(content)), Content_Type=OCTETS)
-    parts = urlsplit(service.mint_download(answer.headers["Attachd-File-Id"]))
+    link = store(service, content)
     before = service.workers()
     with contextlib.ExitStack() as stack:
         busy: set[int] = set()
         while len(busy) < 2:
-            slow = stack.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE))
-            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            slow.sendall(f"GET {parts.path}?{parts.query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            slow.recv(1000)
+            slow, _ = stack.enter_context(downloading(service, link))
             busy.add(service.worker_of(slow))
         for pid in before.values():
             os.kill(pid, signal.SIGTERM)
@@ -281,6 +211,13 @@ def test_workers_that_are_all_told_to_end_go_one_by_one(service: ServiceProcess)
         assert service.log_path.read_text().count("service_draining") == 1
     until(lambda: set(service.workers().values()).isdisjoint(before.values()) and len(service.workers()) == 2)
     assert "worker_died" not in service.log_path.read_text()
+
+
+def replaced(service: ServiceProcess, number: int) -> None:
+    """That worker has been killed, and another one serves in its place."""
+    pid = service.workers()[number]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: pid not in service.workers().values() and service.metrics()["attachd_workers"] == 2)
 
 
 def test_D5_a_worker_is_replaced_on_a_full_disk(tmp_path: Path) -> None:
@@ -298,15 +235,29 @@ def test_D5_a_worker_is_replaced_on_a_full_disk(tmp_path: Path) -> None:
                 while True:
                     filling.write(bytes(2**16))
             for number in (0, 1):
-                pid = service.workers()[number]
-                os.kill(pid, signal.SIGKILL)
-                until(lambda: pid not in service.workers().values() and service.metrics()["attachd_workers"] == 2)  # noqa: B023
+                replaced(service, number)
             for _ in range(10):
                 assert ask(service, "HEAD", unfinished).status == 200
                 with urllib.request.urlopen(service.mint_download(made.headers["Attachd-File-Id"])) as fetched:
                     assert fetched.read() == content
             (volume / "others").unlink()
             until(lambda: ask(service, "POST", service.mint_upload(), Upload_Length="5").status == 201)
+
+
+def test_a_worker_that_speaks_nonsense_is_replaced(tmp_path: Path) -> None:
+    """It is ended before another one gets its number; the word of its like does not end the service."""
+    service = ServiceProcess(tmp_path, ATTACHD_WORKERS="2")
+    service.command = [sys.executable, "-c", ODD.format(mark=str(tmp_path / "odd")), "serve"]
+    with service:
+        before = set(service.workers().values())
+        (tmp_path / "odd").touch()
+        with contextlib.suppress(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{service.ops_url}/readyz", timeout=PATIENCE).close()
+        until(lambda: service.log_path.read_text().count("worker_misheard") == 2)
+        (tmp_path / "odd").unlink()
+        until(lambda: service.metrics()["attachd_workers"] == 2)
+        assert before.isdisjoint(service.workers().values())
+        service.wait_ready()
 
 
 def test_a_worker_whose_start_hangs_is_replaced(tmp_path: Path) -> None:
@@ -338,31 +289,6 @@ def test_a_stuck_worker_does_not_outlive_a_killed_supervisor(tmp_path: Path) -> 
         until(lambda: not service.pids())
 
 
-def test_L4_a_start_beside_what_a_killed_supervisor_left(service: ServiceProcess) -> None:
-    """The next start does not wait for a worker that still sends a download, and takes nothing of it away."""
-    content = os.urandom(32 * 2**20)
-    answer = ask(service, "POST", service.mint_upload(), content, Upload_Length=str(len(content)), Content_Type=OCTETS)
-    parts = urlsplit(service.mint_download(answer.headers["Attachd-File-Id"]))
-    with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as slow:
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
-        slow.sendall(f"GET {parts.path}?{parts.query} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-        got = bytearray(slow.recv(1000))
-        killed, old = service.pid, service.pids()
-        os.kill(killed, signal.SIGKILL)
-        service.wait()
-        service.start()
-        try:
-            assert service.metrics()["attachd_workers"] == 2
-            while data := slow.recv(2**20):
-                got += data
-            assert bytes(got).partition(b"\r\n\r\n")[2] == content
-            until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in old if pid != killed))
-        finally:
-            for pid in old:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-
-
 def test_workers_end_with_their_supervisor(service: ServiceProcess) -> None:
     """A killed supervisor leaves no worker behind, and the next start finds the address free."""
     os.kill(service.pid, signal.SIGKILL)
@@ -392,11 +318,8 @@ def test_a_stop_takes_all_with_it(service: ServiceProcess) -> None:
 def test_a_second_signal_ends_all_at_once(service: ServiceProcess) -> None:
     """A second SIGTERM does not wait for the download that the first one waits for; no process is left."""
     content = os.urandom(8 * 2**20)
-    answer = ask(service, "POST", service.mint_upload(), content, Upload_Length=str(len(content)), Content_Type=OCTETS)
-    parts = urlsplit(service.mint_download(answer.headers["Attachd-File-Id"]))
-    with socket.create_connection(("127.0.0.1", service.port)) as slow:
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        slow.sendall(f"GET {parts.path}?{parts.query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    link = store(service, content)
+    with downloading(service, link):
         until(lambda: service.metrics()['attachd_transfers_in_flight{direction="out"}'] == 1)
         os.kill(service.pid, signal.SIGTERM)
         until(lambda: service.log_path.read_text().count("service_draining") == 3)
@@ -421,103 +344,6 @@ def test_a_worker_that_cannot_start_ends_the_start(tmp_path: Path) -> None:
     said = [text for text in done.stderr.splitlines() if not text.startswith("{")]
     assert len(said) == 1
     assert said[0].startswith("Error: ATTACHD_DATA: ")
-
-
-def test_a_second_service_is_refused_unless_it_says_why_it_comes(service: ServiceProcess) -> None:
-    """Without --beside a start on the same directory ends with a line that names both ways out."""
-    done = subprocess.run(
-        [sys.executable, "-m", "service", "serve"],
-        cwd=ROOT, env=service.environment, capture_output=True, text=True, timeout=START_LIMIT, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "another attachd runs on it; stop that one first, or take its place with --beside" in done.stderr
-    assert service.metrics()["attachd_workers"] == 2
-
-
-def test_an_address_of_another_directory_is_refused(service: ServiceProcess, tmp_path: Path) -> None:
-    """Ports are shared within a service only: another one on the same port does not start."""
-    other = ServiceProcess(tmp_path / "other", ATTACHD_WORKERS="2")
-    other.directory.mkdir()
-    other.port = service.port
-    done = subprocess.run(
-        [sys.executable, "-m", "service", "serve"],
-        cwd=ROOT, env=other.environment, capture_output=True, text=True, timeout=START_LIMIT, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert f"ATTACHD_LISTEN: cannot listen on 127.0.0.1:{service.port}: address already in use" in done.stderr
-
-
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_S1_a_successor_gets_the_new_connections(tmp_path: Path, workers: str) -> None:
-    """From the moment the first service is told to stop every connection goes to the one started beside it."""
-    with ServiceProcess(tmp_path, ATTACHD_WORKERS=workers, ATTACHD_GRACE="20s") as first:
-        content = os.urandom(200_000)
-        upload = create(first, len(content))
-        second = first.successor()
-        with second:
-            # an answer may be of either: both have to be there
-            until(lambda: "service_started" in second.log_path.read_text())
-            os.kill(first.pid, signal.SIGTERM)
-            until(lambda: '"succeeded": true' in first.log_path.read_text())
-            until(lambda: not first.pids())
-            assert resume(second, upload, content).status == 204
-            assert second.status(upload)["state"] == "ready"
-            assert second.terminate() == 0
-
-
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_S1_a_signal_to_the_whole_group_is_one_to_the_service(tmp_path: Path, workers: str) -> None:
-    """Workers that hear of it before their supervisor does leave new connections to the successor all the same."""
-    with ServiceProcess(tmp_path, ATTACHD_WORKERS=workers, ATTACHD_GRACE="20s") as first:
-        content = os.urandom(8 * 2**20)
-        answer = ask(first, "POST", first.mint_upload(), content, Upload_Length=str(len(content)), Content_Type=OCTETS)
-        parts = urlsplit(first.mint_download(answer.headers["Attachd-File-Id"]))
-        second = first.successor()
-        with second, socket.create_connection(("127.0.0.1", first.port), timeout=PATIENCE) as slow:
-            until(lambda: "service_started" in second.log_path.read_text())
-            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            slow.sendall(f"GET {parts.path}?{parts.query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            slow.recv(1000)
-            os.killpg(first.pid, signal.SIGTERM)
-            drained = 1 if workers == "1" else 3
-            until(lambda: first.log_path.read_text().count("service_draining") == drained)
-            until(lambda: not any(listens(first, port) for port in (first.port, first.ops_port)))
-            second.wait_ready()
-            for _ in range(20):
-                assert create(second, 10)
-            assert first.running
-
-
-def test_a_successor_that_dies_can_be_started_anew(tmp_path: Path) -> None:
-    """As whatever looks after it does: without --beside, while the first one that it replaced still drains."""
-    with ServiceProcess(tmp_path, ATTACHD_WORKERS="2", ATTACHD_GRACE="20s") as first:
-        content = os.urandom(8 * 2**20)
-        answer = ask(first, "POST", first.mint_upload(), content, Upload_Length=str(len(content)), Content_Type=OCTETS)
-        parts = urlsplit(first.mint_download(answer.headers["Attachd-File-Id"]))
-        with first.successor() as second, socket.create_connection(("127.0.0.1", first.port), timeout=PATIENCE) as slow:
-            until(lambda: "service_started" in second.log_path.read_text())
-            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            slow.sendall(f"GET {parts.path}?{parts.query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            slow.recv(1000)
-            os.kill(first.pid, signal.SIGTERM)
-            until(lambda: '"succeeded": true' in first.log_path.read_text())
-            second.kill()
-            second.command.remove("--beside")
-            second.start()
-            assert create(second, 5)
-
-
-def test_of_two_services_on_one_port_one_starts(tmp_path: Path) -> None:
-    """Also where both begin at the same moment, and neither listens yet."""
-    one, other = (ServiceProcess(tmp_path / name, ATTACHD_WORKERS="2") for name in ("one", "other"))
-    other.port = one.port
-    with contextlib.ExitStack() as stack, ThreadPoolExecutor() as threads:
-        for service in (one, other):
-            stack.callback(service.kill)
-        starts = [threads.submit(service.start) for service in (one, other)]
-        refused = [str(start.exception()) for start in starts if start.exception() is not None]
-        assert len(refused) == 1
-        assert "address already in use" in refused[0]
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
