@@ -77,10 +77,10 @@ def test_bytes_that_came_before_a_reset_are_kept(
     tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop], noticed: list[str], size: int, part: str
 ) -> None:
     """What came before a reset counts, although nobody had read it when the reset was noticed (A-09)."""
-    if size == 400_000 and connection.DIRECT:
-        pytest.skip("a client cannot get rid of so much before it is read")
     content = random.Random(size).randbytes(size)
     sent = content if part == "all" else content[: size // 2]
+    # more than may wait for its reader stays with the client where no parser takes it in
+    least = min(len(sent), connection.HELD_BYTES) if connection.DIRECT else len(sent)
 
     async def talk(here: Site) -> None:
         path = await here.create(size)
@@ -89,14 +89,16 @@ def test_bytes_that_came_before_a_reset_are_kept(
         noticed.clear()
         line.writer.write(patch(path, 0, size, sent))
         await leasing.reached.wait()
-        await until(lambda: _arrived(here) >= len(sent))
+        await until(lambda: _arrived(here) >= least)
         line.reset()
         await until(lambda: "lost" in noticed or _paused(here))
         leasing.opened.set()
         await until(lambda: not here.service.bodies._open)
-        assert (await here.head(path)).offset == len(sent)
-        if part == "all":
-            assert await here.stored(path) == content
+        offset = (await here.head(path)).offset
+        assert least <= offset <= len(sent)
+        if offset < size:
+            assert (await here.patch(path, offset, content[offset:])).status == 204
+        assert await here.stored(path) == content
 
     on_loop(loop, tmp_path, talk)
 
