@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -154,7 +155,7 @@ class AttachdTwo(Attachd):
     WORKERS = 2
 
 
-class Program:
+class Program(ABC):
     """A server that is some program."""
 
     CASES: frozenset[str]
@@ -174,9 +175,9 @@ class Program:
         self._log = directory / "log"
         self._process: subprocess.Popen[bytes] | None = None
 
+    @abstractmethod
     def command(self) -> list[str]:
         """What starts it."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         self.files.mkdir(parents=True, exist_ok=True)

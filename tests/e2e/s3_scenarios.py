@@ -58,6 +58,16 @@ def small(client: Client, killed: AbstractContextManager[object]) -> None:
 
 def joined(client: Client, killed: AbstractContextManager[object]) -> None:
     """6 MiB and 1 MiB, joined: ready and right; the bucket has the file, and the partials' own objects."""
+    final, partials = join(client, killed)
+    whole = {f"{final.name}/file": 7 * MIB, f"{partials[0].name}/file": 6 * MIB}
+    left = client.left()
+    kept = [key for key in left if key.startswith(f"{partials[1].name}/")]
+    assert left == whole | dict.fromkeys(kept, MIB)
+    assert len(kept) == 1
+
+
+def join(client: Client, killed: AbstractContextManager[object]) -> tuple[Sending, list[Sending]]:
+    """A final upload of 6 MiB and 1 MiB that has become ready by itself and is right; and its partials."""
     first, second = SOURCE[: 6 * MIB], SOURCE[6 * MIB : 7 * MIB]
     partials: list[Sending] = []
     for source in (first, second):
@@ -73,11 +83,7 @@ def joined(client: Client, killed: AbstractContextManager[object]) -> None:
         final.location = answer.headers["Location"]
         client.until(lambda: b'"ready"' in client.surely("GET", final.location).body, "not ready")
     final.download(first + second)
-    whole = {f"{final.name}/file": 7 * MIB, f"{partials[0].name}/file": 6 * MIB}
-    left = client.left()
-    kept = [key for key in left if key.startswith(f"{partials[1].name}/")]
-    assert left == whole | dict.fromkeys(kept, MIB)
-    assert len(kept) == 1
+    return final, partials
 
 
 def terminated(client: Client, killed: AbstractContextManager[object]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.buckets import some_bytes
+from tests.e2e.lines import until
 from tests.e2e.process import ServiceProcess
 
 MIB = 2**20
@@ -105,10 +106,7 @@ def test_O6_a_service_that_ends_beside_another_speaks_for_itself_alone(tmp_path:
         second = service.successor()
         second.command = [*service.command, "--beside"]
         with second:
-            deadline = time.monotonic() + 60
-            while "service_started" not in second.log_path.read_text():
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            until(lambda: "service_started" in second.log_path.read_text(), "the second service serves")
             assert second.terminate() == 0
         url = begin(service, 7 * MIB + 3)
         service.kill()

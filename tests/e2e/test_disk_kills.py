@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -79,21 +78,7 @@ def in_requests(client: Client, killed: AbstractContextManager[object]) -> None:
 
 def joined(client: Client, killed: AbstractContextManager[object]) -> None:
     """6 MiB and 1 MiB, joined: ready, by itself, and right; beside the partials there is one file."""
-    first, second = SOURCE[: 6 * MIB], SOURCE[6 * MIB : 7 * MIB]
-    partials: list[Sending] = []
-    for source in (first, second):
-        partial = Sending(client, source, partials[0].link if partials else None, Upload_Concat="partial")
-        partial.create()
-        partial.send(len(source))
-        partials.append(partial)
-    final = Sending(client, b"", partials[0].link)
-    named = " ".join(urlsplit(partial.location).path for partial in partials)
-    with killed:
-        answer = client.surely("POST", final.link, Upload_Concat=f"final;{named}")
-        assert answer.status == 201, answer
-        final.location = answer.headers["Location"]
-        client.until(lambda: b'"ready"' in client.surely("GET", final.location).body, "not ready")
-    final.download(first + second)
+    scenarios.join(client, killed)
     client.until(lambda: sorted(client.left().values()) == [MIB, 6 * MIB, 7 * MIB], "debris")
 
 
