@@ -14,15 +14,12 @@ from service.metadata.base import Conflict, FileIdTaken, MetadataStore
 from service.model import ConcatKind, LinkTerms, LinkUse, State, Upload
 from service.protocol.decide import decide_create, decide_final, decide_use, overdue, partial_room
 from service.protocol.intents import Create, Policy
-from service.protocol.problems import Refusal, refuse
-from service.receiving import storage_problem
+from service.protocol.problems import refuse
+from service.room import Room
 from service.settling import Settling
-from service.storage.base import Storage, StorageError
 
 #: a link raced by more creations than this is told to try again
 _TRIES: Final = 8
-#: what open uploads were promised is asked for only where the room left is under this many largest uploads
-_AMPLE: Final = 16
 
 
 class Claiming:
@@ -32,7 +29,7 @@ class Claiming:
         self,
         *,
         metadata: MetadataStore,
-        storage: Storage,
+        room: Room,
         lookup: Lookup,
         settling: Settling,
         policy: Policy,
@@ -40,7 +37,7 @@ class Claiming:
         events: EventMaker,
     ) -> None:
         self._metadata = metadata
-        self._storage = storage
+        self._room = room
         self._lookup = lookup
         self._settling = settling
         self._policy = policy
@@ -68,7 +65,7 @@ class Claiming:
             decide_create(intent, terms, self._policy)
             await self._forget_overdue(made.values(), now)
             length = await self._final_length(intent, terms) if intent.partials else intent.length
-            await self._check_room(length)
+            await self._room.check(length)
             try:
                 return await self._insert(intent, terms, use, length), False
             except Conflict:
@@ -87,26 +84,7 @@ class Claiming:
             room = partial_room(terms, before, self._policy)
             reserved = room if length is None else length
             terms = replace(terms, max_size=reserved)
-        upload = Upload(
-            id=new_upload_id(),
-            protocol=intent.protocol,
-            terms=terms,
-            file_id=new_file_id() if part or terms.file_id is None else terms.file_id,
-            block_size=self._policy.block_size,
-            strong_hash=self._policy.strong_hash,
-            created_at=now,
-            updated_at=now,
-            expires_at=now + min(self._policy.idle_seconds, self._policy.life_seconds),
-            length=length,
-            deferred=intent.deferred,
-            state=State.FINISHING if _empty(intent) else State.RECEIVING,
-            metadata=intent.metadata,
-            filename=intent.filename,
-            media_type=intent.media_type,
-            concat=intent.concat,
-            concat_kind=intent.concat_kind,
-            partials=intent.partials,
-        )
+        upload = fresh_upload(intent, terms, self._policy, now).with_(length=length)
         # a single-use link that is free again has only its newest upload
         counting = () if terms.single_use else before.uploads
         after = replace(
@@ -128,22 +106,33 @@ class Claiming:
         partials = await self._lookup.several(intent.partials)
         return decide_final(partials, terms, self._policy, self._clock.now())
 
-    async def _check_room(self, length: int | None) -> None:
-        """Refuses what cannot fit beside what open uploads were promised (lesson D5)."""
-        try:
-            free = await self._storage.free_bytes()
-        except StorageError as error:
-            raise Refusal(storage_problem(error)) from error
-        if free is None:
-            return
-        wanted = length or 0
-        ample = wanted + _AMPLE * (self._policy.max_size or 2**32)
-        promised = 0 if free >= ample else await self._metadata.promised_bytes()
-        if free - promised < wanted or free <= 0:
-            raise refuse("storage-full", "there is no room for a file of this length", retry_after=60, close=True)
-
 
 def _empty(intent: Create) -> bool:
     """Whether the creation is the whole of an empty file: all bytes are in before the first (T-056)."""
     plain = intent.checksum is None and intent.concat_kind is not ConcatKind.FINAL
     return intent.length == 0 and intent.framing.empty and plain
+
+
+def fresh_upload(intent: Create, terms: LinkTerms, policy: Policy, now: float) -> Upload:
+    """The upload that the creation asks for, nothing received: `finishing` if there is nothing to receive."""
+    part = intent.concat_kind is ConcatKind.PARTIAL
+    return Upload(
+        id=new_upload_id(),
+        protocol=intent.protocol,
+        terms=terms,
+        file_id=new_file_id() if part or terms.file_id is None else terms.file_id,
+        block_size=policy.block_size,
+        strong_hash=policy.strong_hash,
+        created_at=now,
+        updated_at=now,
+        expires_at=now + min(policy.idle_seconds, policy.life_seconds),
+        length=intent.length,
+        deferred=intent.deferred,
+        state=State.FINISHING if _empty(intent) else State.RECEIVING,
+        metadata=intent.metadata,
+        filename=intent.filename,
+        media_type=intent.media_type,
+        concat=intent.concat,
+        concat_kind=intent.concat_kind,
+        partials=intent.partials,
+    )

@@ -90,14 +90,16 @@ class Files:
     async def orphans(self, *, older_than: float = ORPHAN_SECONDS) -> AsyncIterator[Orphan]:
         """What storage holds although no record needs it, to be removed as it comes if removable.
 
-        A finished file of no upload and no file that is known is never removable: it stays, and the
-        log tells of it. Many passes lie between the end of an upload or file and the day its row
-        goes, so such a file is another database's, or came after the copy that this one was restored from.
+        A finished file of no upload and no file that is known is not removable: it stays, and the log
+        tells of it. Many passes lie between the end of an upload or file and the day its row goes,
+        so such a file is another database's, or came after the copy that this one was restored from.
+        But one that is marked (`Storage.put`) was never recorded, and goes.
 
-        No record comes to need it again. An upload is recorded before storage hears of it, never
-        comes back once it ended, and is `ready` in the transaction that makes its file row: so
-        when its row is gone, or says that it neither receives nor finishes, a file row that there
-        ever was is there to be seen, and a deleted one stays deleted.
+        No record comes to need it again. An upload is recorded before storage hears of it, or within
+        a moment after that if it is a small one. It never comes back once it ended, and is `ready` in
+        the transaction that makes its file row: so when its row is gone, or says that it neither
+        receives nor finishes, a file row that there ever was is there to be seen, and a deleted one
+        stays deleted.
 
         Args:
             older_than: seconds; what was changed since is not told of. To remove what comes takes an hour.
@@ -139,6 +141,7 @@ class _Census:
         self._strangers: list[Held] = []
         self._strange_unfinished = 0
         #: finished, of no upload and no file that is known
+        self._strange_files: list[Held] = []
         self._strange_finished = 0
         self._known = 0
 
@@ -154,15 +157,20 @@ class _Census:
         """The orphans among all that was given and not told of yet."""
         found = await self._judge() + await self._without_file()
         many = self._strange_finished + self._strange_unfinished > max(_STRANGERS, self._known)
-        if many or self._strange_finished:
+        marks = {held.name for held in self._strangers}
+        marked = [held for held in self._strange_files if held.name in marks]
+        finished = self._strange_finished - (0 if many else len(marked))
+        if many or finished:
             tell = log.error if many else log.warning
             tell(
                 "strangers_kept",
-                finished=self._strange_finished,
+                finished=finished,
                 unfinished=self._strange_unfinished if many else 0,
                 known=self._known,
             )
-        return found + [Orphan(held, removable=not many) for held in self._strangers]
+        found += [Orphan(held, removable=False) for held in self._strange_files if many or held.name not in marks]
+        # the mark goes last: without it the file would stay for ever
+        return found + [Orphan(held, removable=not many) for held in ([] if many else marked) + self._strangers]
 
     async def _judge(self) -> list[Orphan]:
         batch, self._batch = self._batch, []
@@ -203,8 +211,12 @@ class _Census:
                     if deleted:
                         orphans.append(Orphan(held))
         left, self._finished = self._finished, {}
-        self._strange_finished += sum(not known for _, known in left.values())
-        return orphans + [Orphan(held, removable=known) for held, known in left.values()]
+        strange = [held for held, known in left.values() if not known]
+        self._strange_finished += len(strange)
+        room = _KEYS - len(self._strange_files)
+        self._strange_files += strange[:room]
+        orphans += [Orphan(held, removable=False) for held in strange[room:]]
+        return orphans + [Orphan(held) for held, known in left.values() if known]
 
 
 def _needs_all(upload: Upload) -> bool:

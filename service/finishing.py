@@ -146,22 +146,7 @@ class Finisher:
         if head is None or terms.sha256 is not None:
             head, sha256 = await self._read_whole(stored, whole=terms.sha256 is not None)
         sniffed = sniff(head)
-        lives = [seconds for seconds in (terms.ttl_seconds, None if terms.ref else terms.hold_seconds) if seconds]
-        file = File(
-            id=upload.file_id,
-            upload_id=upload.id,
-            key=stored.key,
-            manifest=manifest,
-            created_at=now,
-            issuer=terms.issuer,
-            owner=terms.owner,
-            sha256=sha256,
-            media_type=upload.media_type,
-            sniffed_type=sniffed,
-            filename=upload.filename,
-            ref=terms.ref,
-            expires_at=now + min(lives) if lives else None,
-        )
+        file = new_file(upload, stored.key, manifest, sniffed, now, sha256=sha256)
         if terms.sha256 is not None:
             self._metrics.checksum_verified("sha256", "ok" if sha256 == terms.sha256 else "mismatch")
         if terms.sha256 is not None and sha256 != terms.sha256:
@@ -256,3 +241,26 @@ class Finisher:
     def _tell(self, upload: Upload) -> None:
         self._changed(upload.id)
         self._changed(upload.file_id)
+
+
+def new_file(
+    upload: Upload, key: str, manifest: Manifest, sniffed: str | None, now: float, *, sha256: str | None = None
+) -> File:
+    """The row of the file that the upload becomes."""
+    terms = upload.terms
+    lives = [seconds for seconds in (terms.ttl_seconds, None if terms.ref else terms.hold_seconds) if seconds]
+    return File(
+        id=upload.file_id,
+        upload_id=upload.id,
+        key=key,
+        manifest=manifest,
+        created_at=now,
+        issuer=terms.issuer,
+        owner=terms.owner,
+        sha256=sha256,
+        media_type=upload.media_type,
+        sniffed_type=sniffed,
+        filename=upload.filename,
+        ref=terms.ref,
+        expires_at=now + min(lives) if lives else None,
+    )

@@ -23,6 +23,8 @@ T = TypeVar("T", VerifiedUpload, VerifiedDownload)
 
 #: tokens of unknown keys make the key set be read again at most so often
 _RELOAD_SECONDS: Final = 0.1
+#: verified tokens that are known again: a download in ranges and a repeated creation come with the same one
+_REMEMBERED: Final = 2048
 
 
 class Gate:
@@ -48,6 +50,9 @@ class Gate:
         self._keys = keys
         self._reload = reload
         self._reloaded_at = float("-inf")
+        #: what was verified against `_known_keys`, oldest first; told apart by the file that it was verified for
+        self._known: dict[tuple[str, FileId | None], VerifiedUpload | VerifiedDownload] = {}
+        self._known_keys: KeySet | None = None
         self._audience = audience
         self._upload_life_seconds = upload_life_seconds
         self._download_life_seconds = download_life_seconds
@@ -60,7 +65,12 @@ class Gate:
         Raises:
             Refusal: bad-link, wrong-scope.
         """
-        verified = await self._verified(partial(verify_upload, token or "", max_life_seconds=self._upload_life_seconds))
+        verified = self._remembered(token, None)
+        if not isinstance(verified, VerifiedUpload):
+            verify = partial(verify_upload, token or "", max_life_seconds=self._upload_life_seconds)
+            verified = await self._verified(verify)
+            if not verified.expired:
+                self._remember(token, None, verified)
         self._metrics.token_verified("expired" if verified.expired else "ok", kid=verified.kid)
         return verified
 
@@ -70,11 +80,31 @@ class Gate:
         Raises:
             Refusal: bad-link, wrong-scope, link-expired.
         """
-        verified = await self._verified(
-            partial(verify_download, token or "", file_id=file_id, max_life_seconds=self._download_life_seconds)
-        )
+        verified = self._remembered(token, file_id)
+        if not isinstance(verified, VerifiedDownload):
+            verified = await self._verified(
+                partial(verify_download, token or "", file_id=file_id, max_life_seconds=self._download_life_seconds)
+            )
+            self._remember(token, file_id, verified)
         self._metrics.token_verified("ok", kid=verified.kid)
         return verified
+
+    def _remembered(self, token: str | None, file_id: FileId | None) -> VerifiedUpload | VerifiedDownload | None:
+        """What the token was found to be, while it and the keys are what they were."""
+        keys = self._keys()
+        if keys is not self._known_keys:
+            self._known, self._known_keys = {}, keys
+        verified = self._known.get((token or "", file_id))
+        if verified is None or _expires_at(verified) <= self._clock.now():
+            return None
+        return verified
+
+    def _remember(self, token: str | None, file_id: FileId | None, verified: VerifiedUpload | VerifiedDownload) -> None:
+        if token is None or self._keys() is not self._known_keys:
+            return
+        self._known[token, file_id] = verified
+        if len(self._known) > _REMEMBERED:
+            del self._known[next(iter(self._known))]
 
     async def _verified(self, verify: Callable[..., T]) -> T:
         check = partial(verify, now=self._clock.now(), audience=self._audience)
@@ -99,3 +129,7 @@ class Gate:
 
     async def _reloaded(self) -> KeySet:
         return self._keys() if self._reload is None else await self._reload()
+
+
+def _expires_at(verified: VerifiedUpload | VerifiedDownload) -> int:
+    return verified.terms.expires_at if isinstance(verified, VerifiedUpload) else verified.expires_at

@@ -17,17 +17,20 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 import structlog
 
 from service.clock import Clock
-from service.metadata.base import Asked, Lease, LeaseHeld, MetadataError, MetadataStore, MetadataUnavailable
+from service.metadata.base import Asked, Conflict, Lease, LeaseHeld, MetadataError, MetadataStore, MetadataUnavailable
 from service.metrics import Metrics
 from service.model import Upload, UploadId
 from service.protocol.problems import refuse
 
 log = structlog.get_logger(__name__)
+
+#: sees an upload, and raises what speaks against it
+Judge: TypeAlias = Callable[[Upload], object]
 
 #: a holder that does not renew for this long has died
 TERM_SECONDS: Final = 10.0
@@ -46,6 +49,10 @@ _RENEW_EVERY: Final = 12
 _LOOK_SECONDS: Final = BEAT_SECONDS / 5
 
 
+class NotFree(Exception):
+    """The upload is held, or not as plain as was hoped: look, decide, and ask again."""
+
+
 class Holder:
     """A request that holds a lease in this process, or is about to."""
 
@@ -54,6 +61,8 @@ class Holder:
         self._silence = silence
         #: by the clock of the event loop
         self.began = 0.0
+        #: whether the lease was given back by the holder's last step
+        self.returned = False
         self.released = asyncio.Event()
 
     def silent_seconds(self) -> float:
@@ -107,37 +116,49 @@ class Leases:
         *,
         stop: Callable[[], None],
         silent_seconds: Callable[[], float] | None = None,
+        judge: Judge | None = None,
     ) -> AsyncIterator[tuple[Lease, Upload]]:
         """The lease, and the upload as committed by whoever held it before.
 
         Args:
             stop: called once a newer request wants the upload; must make the holder finish soon.
             silent_seconds: of a writer, how long ago it got its last byte.
+            judge: decides before anything changes, which saves looking at the upload first; see
+                `MetadataStore.acquire_lease`. Nobody is asked to stop then.
 
         Raises:
+            NotFree: there is a judge, and somebody holds the upload, or it is not live.
             Refusal: locked (423), worth a retry, when the holder cannot be stopped in time (T-0D2).
             MetadataUnavailable: worth a retry; it did not answer in time, so nobody knows of a holder.
             Conflict: the upload is not live any more.
         """
         holder = Holder(stop, silent_seconds)
-        lease, upload = await self._acquire(upload_id, holder)
+        lease, upload = await self._acquire(upload_id, holder, judge)
         try:
             yield lease, upload
         finally:
             await asyncio.shield(self._release(lease, holder))
 
+    def returned(self, lease: Lease) -> None:
+        """The lease, held here, was given back by a step that said so (`Advance.releases`)."""
+        holder = self._holders.get(lease.upload_id)
+        if holder is not None:
+            holder.returned = True
+
     def held_here(self, upload_id: UploadId) -> bool:
         """Whether a request of this process holds the upload."""
         return upload_id in self._holders
 
-    async def _acquire(self, upload_id: UploadId, holder: Holder) -> tuple[Lease, Upload]:
+    async def _acquire(self, upload_id: UploadId, holder: Holder, judge: Judge | None) -> tuple[Lease, Upload]:
         began = self._clock.monotonic()
         self._serial += 1
         owner = f"{self._process}:{self._serial}"
+        if judge is not None and (upload_id in self._holders or upload_id in self._queues):
+            raise NotFree
         queue = self._queues.setdefault(upload_id, _Queue())
         try:
             async with asyncio.timeout(self._patience_seconds), queue.turn:
-                taken, asked = await self._take_when_free(upload_id, owner, queue)
+                taken, asked = await self._take_when_free(upload_id, owner, queue, judge)
                 holder.began = asyncio.get_running_loop().time()
                 self._holders[upload_id] = holder
         except TimeoutError:
@@ -153,21 +174,25 @@ class Leases:
         return taken
 
     async def _take_when_free(
-        self, upload_id: UploadId, owner: str, queue: _Queue
+        self, upload_id: UploadId, owner: str, queue: _Queue, judge: Judge | None
     ) -> tuple[tuple[Lease, Upload], bool]:
         """The lease, and whether a holder had to be asked for it."""
         queue.held = False
         while True:
             try:
-                return await self._take(upload_id, owner, self._clock.now()), queue.held
-            except LeaseHeld:
+                return await self._take(upload_id, owner, self._clock.now(), judge), queue.held
+            except (LeaseHeld, Conflict) as error:
+                if judge is not None:
+                    raise NotFree from error
+                if isinstance(error, Conflict):
+                    raise
                 queue.held = True
                 await self._ask(upload_id)
 
-    async def _take(self, upload_id: UploadId, owner: str, now: float) -> tuple[Lease, Upload]:
+    async def _take(self, upload_id: UploadId, owner: str, now: float, judge: Judge | None) -> tuple[Lease, Upload]:
         """The lease; if the caller gives up meanwhile, a lease that comes too late is given back."""
         taking = asyncio.ensure_future(
-            self._metadata.acquire_lease(upload_id, owner, now=now, until=now + TERM_SECONDS)
+            self._metadata.acquire_lease(upload_id, owner, now=now, until=now + TERM_SECONDS, judge=judge)
         )
         try:
             return await asyncio.shield(taking)
@@ -195,7 +220,8 @@ class Leases:
 
     async def _release(self, lease: Lease, holder: Holder) -> None:
         try:
-            await self._return(lease)
+            if not holder.returned:
+                await self._return(lease)
         finally:
             if self._holders.get(lease.upload_id) is holder:
                 del self._holders[lease.upload_id]

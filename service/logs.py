@@ -1,9 +1,10 @@
 """Log records: one line each, JSON or text, with the request's id and without secrets.
 
-structlog's records and the standard library's (aiohttp, asyncio, SQLAlchemy) leave through one
-handler. What must not be logged is taken out there, after tracebacks have become text, whoever
-logged it (lessons A6, R2): tokens in whatever form, and upload ids outside the field `upload_id`,
-because an upload's address is a capability. This is the last net: code does not log them at all.
+structlog's records and the standard library's (aiohttp, asyncio, SQLAlchemy) are made the same by
+the same processors; ours take the short way, as there is one for each request. What must not be
+logged is taken out last, after tracebacks have become text, whoever logged it (lessons A6, R2):
+tokens in whatever form, and upload ids outside the field `upload_id`, because an upload's address
+is a capability. This is the last net: code does not log them at all.
 
 `request_id` and whatever else was bound with `structlog.contextvars` is in every record of the
 request. The access log is the web edge's own; aiohttp's is switched off.
@@ -16,6 +17,7 @@ import json
 import logging
 import re
 import sys
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Final, Literal, TextIO
 
 import structlog
@@ -35,8 +37,8 @@ _BEARER: Final = re.compile(r"(?i)\b(bearer)(\s+|%20)[^\s\"'<>,;]+")
 #: a compact JWS begins with `{"` or `{` and white space, in base64
 _JWT: Final = re.compile(rf"{_START}e[yw][A-Za-z0-9_-]{{6,}}\.[A-Za-z0-9_-]{{4,}}\.[A-Za-z0-9_-]*")
 _UPLOAD_ID: Final = re.compile(r"u_[a-z2-7]{26}")
-#: in whatever one of the four can be found; most text has none of these, and is looked at once
-_SUSPICIOUS: Final = re.compile(r"(?i)sig|bearer|e[yw][a-z0-9_-]{6}|u_")
+#: what a token begins with, in lower-case text
+_TOKEN_START: Final = re.compile(r"e[yw][a-z0-9_-]{6}")
 
 _QUIET: Final = {
     "aiohttp.access": logging.CRITICAL,
@@ -50,9 +52,15 @@ _QUIET: Final = {
 }
 
 
+def _suspicious(text: str) -> bool:
+    """Whether any of the four could be found in it; most text is looked at once, by this."""
+    low = text.lower()
+    return "sig" in low or "bearer" in low or "u_" in low or _TOKEN_START.search(low) is not None
+
+
 def redact(text: str) -> str:
     """The text without tokens and upload ids."""
-    if _SUSPICIOUS.search(text) is None:
+    if not _suspicious(text):
         return text
     text = _SIG.sub(r"\1***", text)
     text = _BEARER.sub(r"\1\2***", text)
@@ -84,24 +92,21 @@ def configure(
     ]
     if worker is not None:
         shared.append(functools.partial(_add_worker, worker))
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        cache_logger_on_first_use=True,
-    )
+    renders: list[Processor] = [_redact_record, _text_renderer(colors=stream.isatty())] if text else [_render_json]
+    last: list[Processor] = [structlog.processors.format_exc_info, *renders]
     handler = logging.StreamHandler(stream)
     handler.addFilter(_shorten_parser_error)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(allow={"reason"})],
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
-                _redact_record,
-                _text_renderer(colors=stream.isatty()) if text else _render_json,
-            ],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
+    )
+    structlog.configure(
+        processors=[*shared, *last],
+        logger_factory=functools.partial(_Lines, handler),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -109,6 +114,23 @@ def configure(
     for name, least in _QUIET.items():
         logging.getLogger(name).setLevel(max(least, level))
     logging.captureWarnings(capture=True)
+
+
+class _Lines:
+    """Writes our records, rendered, where the handler writes those of the standard library."""
+
+    def __init__(self, handler: logging.StreamHandler[TextIO], name: str) -> None:
+        self.name = name
+        self._handler = handler
+
+    def msg(self, line: str) -> None:
+        """One record. A log that cannot be written fails no request."""
+        # each lock of a handler is made anew in a forked process
+        with suppress(OSError, ValueError), self._handler.lock or nullcontext():
+            self._handler.stream.write(line + "\n")
+            self._handler.stream.flush()
+
+    debug = info = warning = error = critical = msg
 
 
 def _add_worker(worker: int, _logger: WrappedLogger, _method: str, record: EventDict) -> EventDict:
@@ -126,7 +148,16 @@ _ENCODER: Final = json.JSONEncoder(default=repr)
 
 
 def _render_json(_logger: WrappedLogger, _method: str, record: EventDict) -> str:
-    return _ENCODER.encode(record)
+    """The record as JSON, redacted: field by field only where the whole line gives a reason to."""
+    own = record.get(ID_FIELD)
+    if not isinstance(own, str) or not _UPLOAD_ID.fullmatch(own):
+        line = _ENCODER.encode(record)
+        return _ENCODER.encode(_clean_fields(record)) if _suspicious(line) else line
+    del record[ID_FIELD]
+    line = _ENCODER.encode(record)
+    if _suspicious(line):
+        line = _ENCODER.encode(_clean_fields(record))
+    return f'{line[:-1]}, "{ID_FIELD}": "{own}"}}'
 
 
 def _shorten_parser_error(record: logging.LogRecord) -> bool:

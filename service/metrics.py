@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from itertools import product
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
@@ -46,7 +46,7 @@ ChecksumResult: TypeAlias = Literal["ok", "mismatch"]
 StorageOperation: TypeAlias = Literal[
     # calls of the storage port
     "open", "probe", "free_bytes", "write", "flush", "read", "concatenate", "complete", "discard", "drop", "delete",
-    "open_file", "sync",
+    "open_file", "sync", "put", "recorded",
     # calls of the S3 API, where that is the backend
     "head_bucket", "put_object", "get_object", "head_object", "copy_object", "delete_object", "list_objects",
     "create_multipart_upload", "upload_part", "upload_part_copy", "complete_multipart_upload",
@@ -79,6 +79,32 @@ _SIZES: Final = (0, _KIB, 16 * _KIB, 256 * _KIB, _MIB, 8 * _MIB, 64 * _MIB, 256 
 _RATES: Final = tuple(2**power for power in range(14, 33, 2))
 _SIZE_CLASSES: Final = ((_MIB, "lt1mib"), (64 * _MIB, "lt64mib"), (_GIB, "lt1gib"))
 _GAPS: Final = ((60.0, "lt1m"), (3600.0, "lt1h"), (86400.0, "lt1d"))
+
+
+class _Quick:
+    """An instrument that looks its series up at a tenth of the price: requests ask for twenty of them."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._series: dict[tuple[str, ...], Any] = {}
+        super().__init__(*args, **options)
+
+    def labels(self, *values: str) -> Any:
+        found = self._series.get(values)
+        if found is None:
+            found = self._series[values] = super().labels(*values)  # type: ignore[misc]
+        return found
+
+
+class _Counter(_Quick, Counter):  # type: ignore[misc]
+    pass
+
+
+class _Gauge(_Quick, Gauge):  # type: ignore[misc]
+    pass
+
+
+class _Histogram(_Quick, Histogram):  # type: ignore[misc]
+    pass
 
 
 class Metrics:
@@ -306,13 +332,13 @@ class Metrics:
         self._draining.set(int(on))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, registry=self.registry)
+        return _Counter(name, text, labels, registry=self.registry)
 
     def _gauge(self, name: str, text: str, mode: _Mode, *labels: str) -> Gauge:
-        return Gauge(name, text, labels, registry=self.registry, multiprocess_mode=mode)
+        return _Gauge(name, text, labels, registry=self.registry, multiprocess_mode=mode)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+        return _Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
 
 def _warm(instrument: Counter | Gauge | Histogram, *values: Iterable[str]) -> None:

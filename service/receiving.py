@@ -16,6 +16,7 @@ from typing import Final, Protocol
 import structlog
 
 from service import hashing
+from service.carrying import Carried
 from service.clock import Clock
 from service.metadata.base import Advance, Conflict, Lease, MetadataStore
 from service.metrics import Metrics
@@ -50,6 +51,18 @@ class Body(Protocol):
 
     async def read(self) -> memoryview | None:
         """The next bytes, valid until the next call; None at the end, whatever the reason."""
+        ...
+
+    @property
+    def over(self) -> bool:
+        """Whether `read` has handed out the last byte there is."""
+        ...
+
+    async def whole(self) -> memoryview | None:
+        """All of it, valid until `read`, if it comes within a moment and one buffer holds it; else None.
+
+        To be asked before the first `read`, which hands out the same bytes.
+        """
         ...
 
     @property
@@ -95,6 +108,8 @@ class Progress:
     all_blocks: tuple[Block, ...] | None = None
     committed_at: float = 0.0
     overrun: bool = False
+    #: whether the last commit gave the lease back
+    released: bool = False
 
     @property
     def end(self) -> int:
@@ -150,6 +165,8 @@ class Received:
     #: what is committed of it, where that is known from the commit
     ledger: tuple[Part, ...] | None = None
     blocks: tuple[Block, ...] | None = None
+    #: whether the lease was given back by the last commit
+    released: bool = False
 
 
 class Receiver:
@@ -170,6 +187,7 @@ class Receiver:
         self._clock = clock
         self._metrics = metrics
         self._changed = changed
+        self._carried = Carried()
 
     async def receive(
         self, upload: Upload, lease: Lease, intake: Intake, body: Body, claims: Claims = NO_CLAIMS
@@ -184,7 +202,9 @@ class Receiver:
         """
         if upload.complete:
             return Received(upload, await self._nothing_more(upload, body))
-        ledger = await self._metadata.ledger(upload.id) if upload.offset else ()
+        ledger = lease.ledger
+        if ledger is None or (ledger[-1].end if ledger else 0) != upload.offset:
+            ledger = await self._metadata.ledger(upload.id)
         progress = Progress(
             upload,
             lease,
@@ -218,6 +238,7 @@ class Receiver:
             progress.head if progress.start == 0 else None,
             tuple(progress.ledger),
             progress.all_blocks,
+            progress.released,
         )
 
     @staticmethod
@@ -227,9 +248,13 @@ class Receiver:
         return problem_of(body.ending, overrun=more, offset=upload.offset)
 
     async def _hasher(self, progress: Progress) -> hashing.BlockHasher:
-        """Hashing goes on where the last whole block ended; what follows is read back, at most one block."""
+        """Hashing goes on where the last request left it, or where the last whole block ended.
+
+        What follows on that is read back, at most one block.
+        """
         if progress.hasher is None:
-            progress.hasher = await self._begin_hashing(progress.upload, progress.ledger)
+            carried = self._carried.take(progress.upload, progress.lease.tail)
+            progress.hasher = carried or await self._begin_hashing(progress.upload, progress.ledger)
         return progress.hasher
 
     async def _begin_hashing(self, upload: Upload, ledger: Sequence[Part]) -> hashing.BlockHasher:
@@ -278,18 +303,20 @@ class Receiver:
                 piece = piece[:room]
                 progress.overrun = True
             if piece:
-                await self._write(progress, appender, piece)
+                # what is not verified yet may have to be taken back
+                last = body.over and not progress.intake.whole
+                await self._write(progress, appender, piece, last=last)
             if progress.overrun:
                 return
-            if not progress.intake.whole:
+            if not progress.intake.whole and not body.over:
                 await self._commit_sometimes(progress, appender)
 
-    async def _write(self, progress: Progress, appender: Appender, piece: memoryview) -> None:
+    async def _write(self, progress: Progress, appender: Appender, piece: memoryview, *, last: bool) -> None:
         hasher = await self._hasher(progress)
         if progress.light:
             progress.observe(piece)
         try:
-            await appender.write(piece)
+            await appender.write(piece, last=last)
         except (StorageFull, StorageUnavailable):
             if not progress.intake.whole:
                 # what fitted before the failure stays; blocks that reach beyond it are not committed
@@ -321,9 +348,11 @@ class Receiver:
             return
         if ends and (last := (await self._hasher(progress)).finish()) is not None:
             progress.blocks.append(last)
-        await self._advance(progress, receipt, State.FINISHING if ends else State.RECEIVING)
+        await self._advance(progress, receipt, State.FINISHING if ends else State.RECEIVING, releases=not ends)
+        if not ends and progress.hasher is not None:
+            self._carried.keep(progress.upload, progress.hasher)
 
-    async def _advance(self, progress: Progress, receipt: Receipt, state: State) -> None:
+    async def _advance(self, progress: Progress, receipt: Receipt, state: State, *, releases: bool = False) -> None:
         before, now = progress.upload, self._clock.now()
         size = before.block_size
         ends = state is State.FINISHING
@@ -338,6 +367,7 @@ class Receiver:
             length=progress.length,
             state=state,
             tail=progress.hasher.tail(receipt.offset) if progress.hasher is not None else None,
+            releases=releases,
         )
         superfluous = [key for key in receipt.drop if key not in progress.dropped]
         # A crash of the machine may take back a commit that was not synced. What the ledger names
@@ -346,6 +376,7 @@ class Receiver:
         progress.upload = await self._metadata.advance(
             before.id, epoch=progress.lease.epoch, from_offset=before.offset, step=step, now=now, durable=for_good
         )
+        progress.released = releases
         if parts:
             kept = [part for part in progress.ledger if part.number < parts[0].number]
             progress.ledger = (*kept, *parts)

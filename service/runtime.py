@@ -19,6 +19,7 @@ from typing import Final
 import structlog
 
 from service import __version__
+from service.at_once import AtOnce
 from service.changes import Changes
 from service.claiming import Claiming
 from service.clock import Clock, SystemClock, new_event_id
@@ -42,6 +43,7 @@ from service.metrics import Metrics
 from service.protocol.tus import discovery
 from service.receiving import Receiver
 from service.rechecking import Rechecker
+from service.room import Room
 from service.setting_types import Address, hide_secrets
 from service.settings import Settings
 from service.settling import Settling
@@ -213,7 +215,7 @@ async def running(
         leases, duties = Leases(metadata, clock, metrics, process), Duties(metadata, clock, process)
         files = Files(metadata, storage, clock, events, changes.changed)
         finisher = Finisher(metadata, storage, policy, clock, metrics, events, changes.changed)
-        tasks, lookup = Tasks(), Lookup(metadata, clock)
+        tasks, lookup, room = Tasks(), Lookup(metadata, clock), Room(metadata, storage, policy, clock)
         settling = Settling(
             metadata=metadata,
             storage=storage,
@@ -232,9 +234,19 @@ async def running(
             metadata=metadata,
             leases=leases,
             lookup=lookup,
-            claiming=Claiming(
+            at_once=AtOnce(
                 metadata=metadata,
                 storage=storage,
+                room=room,
+                policy=policy,
+                clock=clock,
+                metrics=metrics,
+                events=events,
+                tasks=tasks,
+            ),
+            claiming=Claiming(
+                metadata=metadata,
+                room=room,
                 lookup=lookup,
                 settling=settling,
                 policy=policy,

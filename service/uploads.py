@@ -15,17 +15,26 @@ from typing import Final
 
 import structlog
 
+from service.at_once import AtOnce
 from service.changes import Changes
 from service.claiming import Claiming
 from service.clock import Clock
 from service.finishing import LOST, Finisher
-from service.leases import Leases
+from service.leases import Judge, Leases, NotFree
 from service.links import VerifiedUpload
 from service.lookup import Lookup
 from service.metadata.base import Conflict, Lease, MetadataError, MetadataStore
 from service.metrics import Metrics
 from service.model import ConcatKind, LinkTerms, State, Upload, UploadId
-from service.protocol.decide import Intake, decide_append, decide_create, refuse_ended, refuse_suspect, stored_problem
+from service.protocol.decide import (
+    Intake,
+    decide_append,
+    decide_create,
+    overdue,
+    refuse_ended,
+    refuse_suspect,
+    stored_problem,
+)
 from service.protocol.intents import Append, Appended, Create, Created, Ending, Policy
 from service.protocol.problems import Problem, Refusal, refuse
 from service.protocol.tus import parse_trailer
@@ -51,6 +60,7 @@ class Uploads:
         metadata: MetadataStore,
         leases: Leases,
         lookup: Lookup,
+        at_once: AtOnce,
         claiming: Claiming,
         receiver: Receiver,
         finisher: Finisher,
@@ -66,6 +76,7 @@ class Uploads:
         self._metadata = metadata
         self._leases = leases
         self._lookup = lookup
+        self._at_once = at_once
         self._claiming = claiming
         self._receiver = receiver
         self._finisher = finisher
@@ -88,6 +99,9 @@ class Uploads:
             Refusal: what `decide_create`, `decide_use` and `decide_final` raise; link-expired;
                 storage-full; what refuses the whole file, if the body was all of it.
         """
+        made = await self._at_once.create(intent, verified, body)
+        if made is not None:
+            return Created(made)
         upload, replayed = await self._claiming.claim(intent, verified)
         if replayed:
             return Created(await self._replayed(upload), replayed=True)
@@ -100,7 +114,9 @@ class Uploads:
         if intent.framing.empty and upload.length != 0:
             return Created(upload)
         intake = decide_create(intent, verified.terms, self._policy)
-        upload, problem = await self._tasks.drive(self._receive(upload, partial(_first, intake), body, _claims(intent)))
+        upload, problem = await self._tasks.drive(
+            self._receive(upload.id, partial(_first, intake), body, _claims(intent))
+        )
         if problem is not None and intake.whole and not upload.offset:
             await self._undo(upload, problem)
             raise Refusal(problem)
@@ -147,35 +163,59 @@ class Uploads:
         Raises:
             Refusal: what `decide_append` raises; not-found; locked; what refuses the whole file.
         """
-        upload = await self._lookup.upload(intent.upload_id)
+        upload, problem = await self._tasks.drive(self._append(intent, body))
+        self._raise_if_refused(upload)
+        return Appended(upload, problem)
+
+    async def _append(self, intent: Append, body: Body) -> tuple[Upload, Problem | None]:
+        decide, claims = partial(self._decide, intent), _claims(intent)
+        try:
+            # as a rule nobody else is there
+            judge = partial(self._judge, intent)
+            return await self._receive(intent.upload_id, decide, body, claims, judge=judge)
+        except NotFree:
+            upload = await self._lookup.upload(intent.upload_id)
         self._refuse_suspect(upload)
         if upload.state is State.FINISHING:
             self._settling.go_on(upload)
+        decide(upload)
+        return await self._receive(upload.id, decide, body, claims)
+
+    def _judge(self, intent: Append, upload: Upload) -> None:
+        """Refuses what `_decide` does. Raises NotFree: it takes more than a look. Called in a thread."""
+        spared = upload.concat_kind is ConcatKind.PARTIAL and overdue(upload, self._clock.now())
+        if upload.state is not State.RECEIVING or upload.suspect or upload.pending_final or spared:
+            raise NotFree
         self._decide(intent, upload)
-        work = self._receive(upload, partial(self._decide, intent), body, _claims(intent))
-        upload, problem = await self._tasks.drive(work)
-        self._raise_if_refused(upload)
-        return Appended(upload, problem)
 
     def _decide(self, intent: Append, upload: Upload) -> Intake | None:
         return decide_append(intent, upload, self._policy, self._clock.now())
 
     async def _receive(
-        self, upload: Upload, decide: Callable[[Upload], Intake | None], body: Body, claims: Claims
+        self,
+        upload_id: UploadId,
+        decide: Callable[[Upload], Intake | None],
+        body: Body,
+        claims: Claims,
+        *,
+        judge: Judge | None = None,
     ) -> tuple[Upload, Problem | None]:
-        """Under the lease: decide again on what is committed now, take the body, finish."""
+        """Under the lease: decide on what is committed now, take the body, finish. Raises NotFree: see `hold`."""
         stop = partial(body.stop, Ending.TAKEN_OVER)
+        held = self._leases.hold(upload_id, stop=stop, silent_seconds=body.silent_seconds, judge=judge)
         try:
-            async with self._leases.hold(upload.id, stop=stop, silent_seconds=body.silent_seconds) as (lease, now_is):
+            async with held as (lease, now_is):
                 intake = decide(await self._lookup.spared(now_is))
                 if intake is None:
                     return now_is, None
                 self._count_resumed(now_is)
                 received = await self._receive_held(now_is, lease, intake, body, claims)
+                if received.released:
+                    self._leases.returned(lease)
                 self._remember(received.upload, whole=received.problem is None)
                 return await self._finish(received, lease)
         except Conflict:
-            current = await self._lookup.upload(upload.id)
+            current = await self._lookup.upload(upload_id)
             refuse_ended(current, self._clock.now())
             raise refuse("locked", "the upload changed hands; ask for the offset", retry_after=1, close=True) from None
 

@@ -17,8 +17,8 @@ The contract, which `tests/contract/metadata.py` holds against every adapter:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal, Protocol
 
@@ -67,6 +67,9 @@ class Lease:
     epoch: int
     until: float
     asked: Asked = Asked.NOT
+    #: of one just acquired: the upload's ledger, and its `Advance.tail`
+    ledger: tuple[Part, ...] | None = field(default=None, compare=False)
+    tail: bytes | None = field(default=None, compare=False)
 
 
 class LeaseHeld(Exception):
@@ -93,6 +96,8 @@ class Advance:
     state: State = State.RECEIVING
     #: XXH3-128 of the bytes behind the last whole block, up to `to_offset`; None: not known
     tail: bytes | None = None
+    #: the lease is given back with it
+    releases: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +172,15 @@ class MetadataStore(Protocol):
             Conflict: the link's version is another.
             FileIdTaken: a live upload or a file (also a deleted one) has `upload.file_id`;
                 partials do not count.
+        """
+        ...
+
+    async def create_ready(self, upload: Upload, use: LinkUse, file: File, *, events: Sequence[Event] = ()) -> None:
+        """An upload in `ready` exists, with its file, and its link is used for the first time; durable.
+
+        Raises:
+            Conflict: the link was used before.
+            FileIdTaken: as `create_upload`.
         """
         ...
 
@@ -315,10 +329,21 @@ class MetadataStore(Protocol):
         ...
 
     # leases
-    async def acquire_lease(self, upload_id: UploadId, owner: str, *, now: float, until: float) -> tuple[Lease, Upload]:
+    async def acquire_lease(
+        self,
+        upload_id: UploadId,
+        owner: str,
+        *,
+        now: float,
+        until: float,
+        judge: Callable[[Upload], object] | None = None,
+    ) -> tuple[Lease, Upload]:
         """The lease, with the epoch raised by one, and the upload as it is then.
 
         An expired lease, or one of the same owner string, is free. Works in every live state.
+
+        Args:
+            judge: sees the upload before, in a thread; what it raises is raised, and nothing has changed.
 
         Raises:
             LeaseHeld: by another owner, whose term has not run out.

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sqlalchemy import BindParameter, Connection, bindparam, case, func, or_, select, update
 
 from service.metadata.base import Asked, Conflict, Lease, LeaseHeld
 from service.metadata.prepared import Prepared
-from service.metadata.reads import LIVE, load_uploads, up, upload_row
+from service.metadata.reads import LIVE, ledger, load_uploads, up, upload_row
 from service.metadata.schema import uploads
 from service.model import State, Upload, UploadId
 
 _HELD = up.lease_owner.is_not(None)
 #: Not LIKE: SQLite's takes `a` for `A`, and a token may hold its wildcards.
 _OF_OWNERS = func.substr(up.lease_owner, 1, bindparam("prefix_length")) == bindparam("prefix")
-_FREE = {"lease_owner": None, "lease_until": None, "lease_asked": Asked.NOT}
+FREE = {"lease_owner": None, "lease_until": None, "lease_asked": Asked.NOT}
 _ACQUIRE = Prepared(
     update(uploads)
     .where(
@@ -48,21 +50,35 @@ _RELEASE = Prepared(
         up.lease_owner == bindparam("owner_token"),
         up.epoch == bindparam("of_epoch"),
     )
-    .values(_FREE)
+    .values(FREE)
 )
 _RENEW = update(uploads).where(_HELD, _OF_OWNERS).values(lease_until=bindparam("until"))
 _ASKED = Prepared(select(up.id, up.lease_asked).where(_HELD, up.lease_asked > Asked.NOT, _OF_OWNERS))
 _LEASE = Prepared(
     select(up.lease_owner, up.lease_until, up.lease_asked, up.epoch).where(up.id == bindparam("upload_id"), _HELD)
 )
-_DROP = update(uploads).where(_HELD, _OF_OWNERS).values(_FREE)
+_DROP = update(uploads).where(_HELD, _OF_OWNERS).values(FREE)
 
 
-def acquire(connection: Connection, upload_id: UploadId, owner: str, now: float, until: float) -> tuple[Lease, Upload]:
-    bound = {"upload_id": upload_id, "owner_token": owner, "now": now, "until": until}
-    row = _ACQUIRE.first(connection, bound)
+def acquire(
+    connection: Connection,
+    upload_id: UploadId,
+    owner: str,
+    now: float,
+    until: float,
+    judge: Callable[[Upload], object] | None,
+) -> tuple[Lease, Upload] | Exception:
+    """What the judge raised is returned: nothing has changed, so its neighbours need not be run again."""
+    if judge is not None and (row := upload_row(connection, upload_id)) is not None:
+        try:
+            judge(load_uploads(connection, [row])[0])
+        except Exception as error:  # noqa: BLE001 - it is the caller's
+            return error
+    row = _ACQUIRE.first(connection, {"upload_id": upload_id, "owner_token": owner, "now": now, "until": until})
     if row is not None:
-        return Lease(upload_id, owner, row.epoch, until), load_uploads(connection, [row])[0]
+        parts = ledger(connection, upload_id) if row.offset else ()
+        held = Lease(upload_id, owner, row.epoch, until, ledger=parts, tail=row.tail)
+        return held, load_uploads(connection, [row])[0]
     row = upload_row(connection, upload_id)
     if row is None or not State(row.state).live:
         raise Conflict("there is no such live upload")

@@ -121,6 +121,10 @@ class SqlMetadata:
     ) -> None:
         await self._write(partial(writes.create_upload, upload=upload, use=use, outbox=events), durable=durable)
 
+    async def create_ready(self, upload: Upload, use: LinkUse, file: File, *, events: Sequence[Event] = ()) -> None:
+        work = partial(writes.create_ready, upload=upload, use=use, file=file, outbox=events)
+        await self._write(work, durable=True)
+
     async def link_use(self, issuer: str, jti: str) -> LinkUse | None:
         return await self._read(partial(reads.link_use, issuer=issuer, jti=jti))
 
@@ -211,8 +215,20 @@ class SqlMetadata:
         work = partial(crashes.fall_back, upload_id=upload_id, epoch=epoch, to_offset=to_offset, ledger=parts, now=now)
         return await self._write(work)
 
-    async def acquire_lease(self, upload_id: UploadId, owner: str, *, now: float, until: float) -> tuple[Lease, Upload]:
-        return await self._write(partial(leases.acquire, upload_id=upload_id, owner=owner, now=now, until=until))
+    async def acquire_lease(
+        self,
+        upload_id: UploadId,
+        owner: str,
+        *,
+        now: float,
+        until: float,
+        judge: Callable[[Upload], object] | None = None,
+    ) -> tuple[Lease, Upload]:
+        work = partial(leases.acquire, upload_id=upload_id, owner=owner, now=now, until=until, judge=judge)
+        taken = await self._write(work)
+        if isinstance(taken, Exception):
+            raise taken
+        return taken
 
     async def ask_lease(self, upload_id: UploadId, how: Asked) -> None:
         await self._write(partial(leases.ask, upload_id=upload_id, how=how))

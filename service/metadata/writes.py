@@ -28,7 +28,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from service.metadata.base import Advance, Asked, Conflict, Ending, FileIdTaken
+from service.metadata.base import Advance, Conflict, Ending, FileIdTaken
+from service.metadata.leases import FREE
 from service.metadata.prepared import Prepared, PreparedPut
 from service.metadata.reads import (
     FINISHING,
@@ -109,7 +110,7 @@ _to_offset = bindparam("to_offset", type_=BigInteger)
 _new_length = bindparam("new_length", type_=BigInteger)
 _new_tail = bindparam("new_tail", type_=LargeBinary)
 _length = func.coalesce(_new_length, up.length)
-_ADVANCE = Prepared(
+_advance = (
     update(uploads)
     .where(
         up.id == bindparam("upload_id"),
@@ -130,6 +131,8 @@ _ADVANCE = Prepared(
     )
     .returning(uploads)
 )
+_ADVANCE = Prepared(_advance)
+_ADVANCE_LAST = Prepared(_advance.values(FREE))
 _PUBLISH = Prepared(
     update(uploads)
     .where(up.id == bindparam("upload_id"), FINISHING, TRUSTED, up.epoch == bindparam("of_epoch"))
@@ -145,11 +148,9 @@ _END = (
         problem=bindparam("new_problem"),
         problem_detail=bindparam("new_detail"),
         epoch=up.epoch + 1,
-        lease_owner=None,
-        lease_until=None,
-        lease_asked=Asked.NOT,
         suspect=False,
         tail=None,
+        **FREE,
     )
     .returning(uploads)
 )
@@ -203,6 +204,11 @@ def create_upload(connection: Connection, upload: Upload, use: LinkUse, outbox: 
     _tell(connection, outbox)
 
 
+def create_ready(connection: Connection, upload: Upload, use: LinkUse, file: File, outbox: Sequence[Event]) -> None:
+    create_upload(connection, upload, use, outbox)
+    _PUT_FILE.run(connection, dump_file(file))
+
+
 def _use_link(connection: Connection, use: LinkUse) -> None:
     if use.version == 0:
         done = _USE_FIRST.run(connection, dump_link(use))
@@ -228,7 +234,7 @@ def advance(connection: Connection, upload_id: UploadId, epoch: int, start: int,
         "new_expires_at": step.expires_at,
         "now": now,
     }
-    row = _ADVANCE.first(connection, bound)
+    row = (_ADVANCE_LAST if step.releases else _ADVANCE).first(connection, bound)
     if row is None:
         _refuse_advance(connection, upload_id, epoch, start, step)
     if step.parts:

@@ -107,12 +107,16 @@ class Backing:
 class Appender(Protocol):
     """One request's writes to one upload, from `Storage.append`."""
 
-    async def write(self, data: memoryview) -> None:
+    async def write(self, data: memoryview, *, last: bool = False) -> None:
         """Take data as the next bytes. The buffer may be reused once this returns.
+
+        Args:
+            last: of this append; an adapter may give up its place already.
 
         Raises:
             StorageFull, StorageUnavailable: worth a retry; what `held` said stays true.
-            StorageStale: permanent; this writer was overtaken.
+            StorageShort: permanent; the ledger's bytes are not there.
+            StorageStale: permanent; the fence said so, the upload is finished, or this writer was overtaken.
         """
         ...
 
@@ -170,6 +174,8 @@ class Storage(Protocol):
 
     #: label of the storage metrics, e.g. "filesystem"
     name: str
+    #: whether `put` is offered
+    puts: bool
 
     async def open(self, *, look: bool = False) -> None:
         """Ready to be used; creates what is missing. Raises StorageError with a clear word.
@@ -214,13 +220,12 @@ class Storage(Protocol):
                 offset need not be readable through `read_upload` before the upload is complete:
                 an adapter may store larger pieces than it can read back.
             observe: sees every byte once, in order, as it is written.
-            fence: called once the adapter has the place to itself and before the first byte is
-                written behind others, and perhaps again before later writes. If the lease holds then, nobody
-                newer was here before, and bytes behind the ledger's end are nobody's.
+            fence: called once the adapter has the place to itself and before the first byte is written
+                where others may have written, and perhaps again before later writes. If the lease holds
+                then, nobody newer was here before, and bytes behind the ledger's end are nobody's.
 
         Raises:
-            StorageShort: permanent; the ledger's bytes are not there.
-            StorageStale: permanent; the fence said so, or the upload is finished.
+            StorageShort, StorageStale: here or with the first write, see there.
         """
         ...
 
@@ -244,6 +249,21 @@ class Storage(Protocol):
         Raises:
             StorageUnavailable: worth a retry; it cannot be told.
         """
+        ...
+
+    async def put(self, upload_id: UploadId, data: memoryview) -> Stored:
+        """The data is a file at rest, and as durable as set: all of an upload that nothing was stored of.
+
+        Of an upload that is not recorded yet, which is why the file is marked until `recorded`: a crash
+        leaves something unfinished of that name beside it.
+
+        Raises:
+            StorageFull, StorageUnavailable: worth a retry, with another id.
+        """
+        ...
+
+    async def recorded(self, upload_ids: Sequence[UploadId]) -> None:
+        """The files that `put` made of these are in the records: their marks are gone. Idempotent."""
         ...
 
     async def concatenate(self, upload_id: UploadId, sources: Sequence[Sequence[Part]], *, epoch: int) -> Receipt:

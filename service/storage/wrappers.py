@@ -89,9 +89,9 @@ class _MeteredAppender:
         self._appender = appender
         self._meter = meter
 
-    async def write(self, data: memoryview) -> None:
+    async def write(self, data: memoryview, *, last: bool = False) -> None:
         with self._meter.call("write"):
-            await self._appender.write(data)
+            await self._appender.write(data, last=last)
 
     async def held(self) -> Receipt:
         return await self._appender.held()
@@ -125,6 +125,7 @@ class MeteredStorage:
 
     def __init__(self, inner: Storage, metrics: Metrics, clock: Clock) -> None:
         self.name = inner.name
+        self.puts = inner.puts
         self._inner = inner
         self._meter = _Meter(inner.name, metrics, clock)
 
@@ -171,6 +172,16 @@ class MeteredStorage:
     async def examine(self, upload_id: UploadId, ledger: Sequence[Part], *, older_than: float) -> Backing:
         """See Storage."""
         return await self._inner.examine(upload_id, ledger, older_than=older_than)
+
+    async def put(self, upload_id: UploadId, data: memoryview) -> Stored:
+        """See Storage."""
+        with self._meter.call("put"):
+            return await self._inner.put(upload_id, data)
+
+    async def recorded(self, upload_ids: Sequence[UploadId]) -> None:
+        """See Storage."""
+        with self._meter.call("recorded"):
+            await self._inner.recorded(upload_ids)
 
     async def concatenate(self, upload_id: UploadId, sources: Sequence[Sequence[Part]], *, epoch: int) -> Receipt:
         """See Storage."""

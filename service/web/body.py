@@ -148,8 +148,12 @@ class EmptyBody:
 
     received = 0
     ending = Ending.WHOLE
+    over = True
 
     async def read(self) -> memoryview | None:
+        return None
+
+    async def whole(self) -> memoryview | None:
         return None
 
     def stop(self, ending: Ending) -> None:

@@ -24,6 +24,8 @@ from service.web.pace import Pace, PaceRules
 #: how long a few bytes wait for more before they are handed on
 _LINGER_SECONDS: Final = 0.05
 _TICK_SECONDS: Final = 1.0
+#: how long a small body may take to be there as a whole
+_MOMENT_SECONDS: Final = 0.1
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -68,12 +70,7 @@ class Gathering(ABC):
 
     async def read(self) -> memoryview | None:
         self._give_back()
-        if not self.started and self._ending is None:
-            self.started = True
-            self.on_start()
-            self._go_on()
-            self._schedule()
-            self._start()
+        self._begin()
         if self._overdue and not self._ready:
             self._turn_over()
         while not self._ready:
@@ -84,6 +81,32 @@ class Gathering(ABC):
         view, self._lent = self._ready.popleft()
         self._has_room()
         return view
+
+    @property
+    def over(self) -> bool:
+        return self._ending is not None and not self._ready
+
+    async def whole(self) -> memoryview | None:
+        if "Expect" in self._request.headers:
+            # who asks before it sends is to be told what can be told before
+            return None
+        self._begin()
+        if self._ending is None and not self._holding_up:
+            lapse = asyncio.get_running_loop().call_later(_MOMENT_SECONDS, self._wanted.set)
+            self._wanted.clear()
+            await self._wanted.wait()
+            lapse.cancel()
+        return self._ready[0][0] if self._ending is Ending.WHOLE and len(self._ready) == 1 else None
+
+    def _begin(self) -> None:
+        """The first to ask for a byte begins the transfer."""
+        if self.started or self._ending is not None:
+            return
+        self.started = True
+        self.on_start()
+        self._go_on()
+        self._schedule()
+        self._start()
 
     @property
     def ending(self) -> Ending:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
-import secrets
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -36,24 +36,24 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """One log line and one count for each request, however it ends; the query, where tokens are, is never logged."""
     context = request.app[CONTEXT]
     given = request.headers.get("X-Request-ID", "")
-    request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    request_id = given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
     request[REQUEST_ID] = request_id
     began = context.clock.monotonic()
     access, status = access_of(request), web.HTTPInternalServerError.status_code
-    with structlog.contextvars.bound_contextvars(request_id=request_id):
-        try:
-            response = await _answered(request, handler)
-            status = response.status
-            if isinstance(response, web.Response) and isinstance(response.body, bytes):
-                access.sent = len(response.body)
-        except asyncio.CancelledError:
-            # the service stops and its grace is over
-            status = access.status or web.HTTPServiceUnavailable.status_code
-            access.outcome = access.outcome or "drained"
-            raise
-        finally:
-            _tell(request, status, context.clock.monotonic() - began)
-            structlog.contextvars.unbind_contextvars("upload_id", "file_id")
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+    try:
+        response = await _answered(request, handler)
+        status = response.status
+        if isinstance(response, web.Response) and isinstance(response.body, bytes):
+            access.sent = len(response.body)
+    except asyncio.CancelledError:
+        # the service stops and its grace is over
+        status = access.status or web.HTTPServiceUnavailable.status_code
+        access.outcome = access.outcome or "drained"
+        raise
+    finally:
+        _tell(request, status, context.clock.monotonic() - began)
+        structlog.contextvars.unbind_contextvars("request_id", "upload_id", "file_id")
     return response
 
 

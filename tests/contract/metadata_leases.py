@@ -9,7 +9,7 @@ import pytest
 
 from service.clock import new_upload_id
 from service.metadata.base import Asked, Conflict, Ending, Lease, LeaseHeld, MetadataStore
-from service.model import ConcatKind, State
+from service.model import ConcatKind, State, Upload
 from tests.contract.metadata_values import (
     DAY,
     NOW,
@@ -29,6 +29,42 @@ from tests.contract.metadata_values import (
 
 class LeaseContract:
     """One writer (contract, section 5), and how an upload ends."""
+
+    async def test_a_judge_sees_the_upload_before_anything_changes(self, store: MetadataStore) -> None:
+        """What it raises is raised, the lease is free and the epoch as it was."""
+        upload = await created(store)
+        seen: list[Upload] = []
+
+        def judge(found: Upload) -> None:
+            seen.append(found)
+            raise KeyError("no")
+
+        with pytest.raises(KeyError):
+            await store.acquire_lease(upload.id, "node.1", now=NOW, until=NOW + 10, judge=judge)
+        assert seen == [upload]
+        assert await store.lease(upload.id) is None
+        assert (await store.acquire_lease(upload.id, "node.2", now=NOW, until=NOW + 10))[0].epoch == upload.epoch + 1
+
+    async def test_a_lease_brings_what_its_holder_begins_with(self, store: MetadataStore) -> None:
+        """The ledger, and the digest of the unfinished block, are those of the last commit."""
+        upload, lease = await leased(store)
+        assert (lease.ledger, lease.tail) == ((), None)
+        parts = (part(0, 0, 150),)
+        moved = step(150, parts=list(parts), blocks=[block(0)], tail=b"t" * 16)
+        await store.advance(upload.id, epoch=lease.epoch, from_offset=0, step=moved, now=NOW)
+        await store.release_lease(lease)
+        again, _ = await store.acquire_lease(upload.id, "node.2", now=NOW, until=NOW + 10)
+        assert (again.ledger, again.tail) == (parts, b"t" * 16)
+
+    async def test_a_step_can_give_the_lease_back(self, store: MetadataStore) -> None:
+        """The last step of a request releases its lease, and only if it is taken."""
+        upload, lease = await leased(store)
+        last = step(100, releases=True)
+        with pytest.raises(Conflict):
+            await store.advance(upload.id, epoch=lease.epoch, from_offset=5, step=last, now=NOW)
+        assert await store.lease(upload.id) is not None
+        moved = await store.advance(upload.id, epoch=lease.epoch, from_offset=0, step=last, now=NOW)
+        assert (moved.offset, await store.lease(upload.id)) == (100, None)
 
     async def test_lease_raises_the_epoch(self, store: MetadataStore) -> None:
         """A lease names owner and term, its epoch is one higher, and the upload comes along."""

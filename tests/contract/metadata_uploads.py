@@ -45,6 +45,37 @@ class UploadContract:
         await store.create_upload(upload, use_of(upload))
         assert await store.upload(upload.id) == upload
 
+    async def test_an_upload_can_begin_as_a_file(self, store: MetadataStore) -> None:
+        """Upload, file, link use and events of a small file come together, in one step."""
+        upload = make_upload(state=State.READY, offset=1000)
+        file = make_file(upload)
+        told = [make_event(upload.id, "upload.created"), make_event(file.id)]
+        await store.create_ready(upload, use_of(upload), file, events=told)
+        assert await store.upload(upload.id) == upload
+        assert await store.file(file.id) == file
+        used = await store.link_use(upload.terms.issuer, upload.terms.jti)
+        assert used is not None
+        assert used.uploads == (upload.id,)
+        assert [event for _, event in await store.events()] == told
+
+    async def test_a_link_that_was_used_begins_no_file(self, store: MetadataStore) -> None:
+        """Where the link is not new nothing of a small file is recorded."""
+        first = await created(store)
+        upload = make_upload(state=State.READY, offset=1000, terms=first.terms)
+        file = make_file(upload)
+        with pytest.raises(Conflict):
+            await store.create_ready(upload, use_of(upload), file, events=[make_event(file.id)])
+        assert (await store.upload(upload.id), await store.file(file.id), await store.events()) == (None, None, ())
+
+    async def test_a_file_id_that_is_taken_begins_no_file(self, store: MetadataStore) -> None:
+        """Nor where the file id belongs to another."""
+        first = await created(store)
+        upload = make_upload(state=State.READY, offset=1000, file_id=first.file_id)
+        with pytest.raises(FileIdTaken):
+            await store.create_ready(upload, use_of(upload), make_file(upload))
+        assert await store.upload(upload.id) is None
+        assert await store.link_use(upload.terms.issuer, upload.terms.jti) is None
+
     async def test_final_keeps_the_order_of_its_partials(self, store: MetadataStore) -> None:
         """Partials are joined in the order given, also one that is named twice."""
         first, second = await partial(store), await partial(store)

@@ -64,7 +64,8 @@ async def test_staged_leftovers_are_told(tmp_path: Path) -> None:
     upload_id = new_upload_id()
     ledger = await appended(storage, upload_id, (), b"abc")
     # two requests at once: the second finds the segment locked, and starts one of its own
-    async with storage.append(upload_id, ledger, epoch=2, align=ALIGN):
+    async with storage.append(upload_id, ledger, epoch=2, align=ALIGN) as first:
+        await first.write(memoryview(b"x"))
         await uncommitted(storage, upload_id, ledger, b"WRONG", epoch=3)
     assert await storage.examine(upload_id, ledger, older_than=HOUR) == Backing(3)
     disk.age(tmp_path, HOUR + 1)

@@ -235,6 +235,7 @@ class Disk:
     """A storage that is full, short or slow as told."""
 
     name = "filesystem"
+    puts = False
 
     def __init__(self, error: BaseException | None = None):
         self.error = error
@@ -261,7 +262,7 @@ class Disk:
     async def __aexit__(self, *_error):
         return None
 
-    async def write(self, data):
+    async def write(self, data, *, last=False):
         if self.error:
             raise self.error
 

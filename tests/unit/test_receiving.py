@@ -63,6 +63,13 @@ class Content:
         self._next += 1
         return memoryview(self.pieces[self._next - 1])
 
+    async def whole(self) -> memoryview | None:
+        return None
+
+    @property
+    def over(self) -> bool:
+        return self._next == len(self.pieces)
+
     @property
     def ending(self) -> Ending:
         return self.ends
@@ -135,7 +142,7 @@ class ShelfAppender:
         self._replaced: list[str] = []
         self._joined = 0
 
-    async def write(self, data: memoryview) -> None:
+    async def write(self, data: memoryview, *, last: bool = False) -> None:
         if self._observe is not None:
             self._observe(data)
         if len(self._parts) - self._joined == JOINED:
@@ -208,6 +215,8 @@ class Bench:
         )
         received = await receiver.receive(self.upload, self.lease, intake, body, claims)
         self.upload = received.upload
+        if received.released:
+            self.lease, _ = await self.metadata.acquire_lease(self.upload.id, self.lease.owner, now=0, until=1e12)
         return received
 
     async def readable(self) -> bytes:

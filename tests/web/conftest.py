@@ -11,7 +11,7 @@ import pytest
 import structlog
 from aiohttp import web_app
 
-from service import logs
+from service import logs, room
 from tests.web.harness import FakeClock, Site, site
 from tests.web.sweeps import succeeded
 from tests.web.under_way import SteppedClock, until
@@ -46,6 +46,12 @@ async def later(tmp_path: Path) -> AsyncIterator[Site]:
     """A running service whose clock the test moves: `later.clock.forward(seconds)`."""
     async with site(tmp_path, clock=FakeClock()) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def _room_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that fills the disk means at once."""
+    monkeypatch.setattr(room, "_KNOWN_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -68,6 +68,7 @@ async def expired_partial(here: Site) -> None:
 
 async def expired_file(here: Site) -> None:
     await here.upload(b"hello", ttl=60)
+    await here.service.tasks.drain()
     skip(here, 61)
     with broken(here, "storage", "delete", StorageFull("away")):
         await here.service.janitor.sweep()
@@ -156,6 +157,7 @@ async def test_finished_bytes_that_nobody_knows_stay(
 async def test_a_deleted_file_goes_when_only_its_upload_is_forgotten(swept: Site) -> None:
     """A file that outlived its upload's row and then could not be removed is known by its own, and goes."""
     await swept.upload(b"hello", ttl=4 * HOUR)
+    await swept.service.tasks.drain()
     await forget(swept)
     skip(swept, HOUR + 1)
     with broken(swept, "storage", "delete", StorageFull("away")):
@@ -185,6 +187,7 @@ async def test_bytes_that_somebody_needs_stay(swept: Site) -> None:
     await swept.patch(half, 0, b"hello")
     stuck = [await unfinishable(swept), await finishing_with_a_file(swept)]
     file = await swept.upload(b"content")
+    await swept.service.tasks.drain()
     before = swept.leftovers()
     age(swept, 100 * DAY)
     swept.service.janitor._orphans_due = 0
@@ -198,6 +201,7 @@ async def test_bytes_that_somebody_needs_stay(swept: Site) -> None:
 async def test_a_file_stays_when_its_upload_is_forgotten(swept: Site) -> None:
     """A file has no end of its own, and needs no upload's row to stay."""
     files = [await swept.upload(b"content %d" % number) for number in range(3)]
+    await swept.service.tasks.drain()
     forward(swept, 3 * HOUR)
     await swept.service.janitor.sweep()
     age(swept, 100 * DAY)

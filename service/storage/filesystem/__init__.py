@@ -17,6 +17,9 @@ Mechanism
     the bytes for that.
     `complete` lengthens the first segment by the others (the kernel copies), cuts off what lies
     behind the ledger's end, and renames it to be the file.
+    `put` makes a small file of an upload that is in no ledger and no record yet: a segment that gets
+    the file's name as a second one. The first one is the mark by which such a file is known for
+    one without a record, until there is one.
 
 Guarantees
     Durability `complete`: data, then the rename, then both directories are synced before

@@ -26,7 +26,7 @@ from service.storage.base import (
     StorageUnavailable,
     Stored,
 )
-from service.storage.filesystem import examining, listing, publishing, reading, salvaging
+from service.storage.filesystem import examining, listing, publishing, putting, reading, salvaging
 from service.storage.filesystem.appender import DiskAppender
 from service.storage.filesystem.layout import Durability, Layout, lock, translated
 from service.storage.threads import Threads
@@ -48,6 +48,7 @@ class FilesystemStorage:
     """
 
     name = "filesystem"
+    puts = True
 
     def __init__(self, root: Path, *, durability: str, threads: int = 8, reserve_bytes: int = 0) -> None:
         self._layout = Layout(root, Durability(durability), reserve_bytes)
@@ -108,16 +109,9 @@ class FilesystemStorage:
     ) -> AsyncIterator[DiskAppender]:
         """See `Storage.append`. All that is held can be read, so `align` changes nothing."""
         appender = DiskAppender(
-            self._layout, self._writers, self._helpers, upload_id, ledger, epoch=epoch, observe=observe
+            self._layout, self._writers, self._helpers, upload_id, ledger, epoch=epoch, observe=observe, fence=fence
         )
         try:
-            # where nothing is stored yet the first write makes a segment that is nobody else's
-            if ledger:
-                with translated("opening a segment"):
-                    await self._writers.run(appender.go_on)
-                if fence is not None:
-                    await fence()
-                    appender.trust()
             yield appender
         finally:
             await appender.close()
@@ -131,6 +125,16 @@ class FilesystemStorage:
         before = time.time() - older_than
         with translated("looking"):
             return await self._helpers.run(partial(examining.examine, self._layout, upload_id, ledger, before))
+
+    async def put(self, upload_id: UploadId, data: memoryview) -> Stored:
+        """See `Storage.put`."""
+        with translated("writing"):
+            return await self._writers.run(lambda: putting.put(self._layout, upload_id, data))
+
+    async def recorded(self, upload_ids: Sequence[UploadId]) -> None:
+        """See `Storage.recorded`."""
+        with translated("removing"):
+            await self._helpers.run(lambda: putting.unmark(self._layout, upload_ids))
 
     async def concatenate(self, upload_id: UploadId, sources: Sequence[Sequence[Part]], *, epoch: int) -> Receipt:
         """See `Storage.concatenate`. Copied by the kernel; where extents are shared, not at all."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from service.model import Part, UploadId
-from service.storage.base import Observer, Receipt, StorageError, StorageShort, StorageUnavailable
+from service.storage.base import Fence, Observer, Receipt, StorageError, StorageShort, StorageUnavailable
 from service.storage.filesystem.layout import Durability, Layout, lock, same_file, sync_directory, translated
 from service.storage.threads import Threads
 
@@ -20,8 +20,10 @@ _sync = getattr(os, "fdatasync", os.fsync)
 class DiskAppender:
     """Writes at the end of one locked segment; made by `FilesystemStorage.append`.
 
-    The segment is opened, and a fresh one made, in the thread call that writes the first bytes,
-    so that an empty body leaves nothing behind.
+    The segment is opened, or a fresh one made, in the thread call that writes the first bytes, so
+    that an empty body leaves nothing behind; and given up in the one that writes the last. Nobody
+    waits for the commit with the lock: whoever gets it meanwhile has a newer lease, by which that
+    commit fails, and may write over what it would have told of.
 
     After an error of `write`, `held` counts every byte that the system took, which can be a part
     of the buffer, while the observer has seen the whole buffer: whoever keeps hash state throws
@@ -38,6 +40,7 @@ class DiskAppender:
         *,
         epoch: int,
         observe: Observer | None,
+        fence: Fence | None,
     ) -> None:
         self._layout = layout
         self._writers = writers
@@ -45,24 +48,28 @@ class DiskAppender:
         self._upload_id = upload_id
         self._epoch = epoch
         self._observe = observe
+        self._fence = fence
         self._last: Final = ledger[-1] if ledger else None
         #: the part that the next receipt names; it has no bytes of ours yet
         self._part = Part(number=len(ledger) + 1, start=self._last.end if self._last else 0, end=0, key="", epoch=epoch)
         self._offset: Final = self._part.start
+        #: whether the ledger's last segment has been looked at
+        self._placed = self._last is None
         self._fd: int | None = None
         #: the ledger's last segment, locked, while it is open whether it may be gone on in
         self._held_fd: int | None = None
         self._written = 0
+        self._synced = 0
         self._receipted = 0
         self._named = False
         self._failed = False
         self._lost = False
 
-    def go_on(self) -> None:
+    def _go_on(self) -> None:
         """Takes the ledger's last segment, if it can be gone on in. Blocking.
 
         It can if nobody else has it open for writing and it ends where the ledger ends. Bytes
-        behind that may have been committed meanwhile by somebody newer: only `trust` lets them
+        behind that may have been committed meanwhile by somebody newer: only the fence lets them
         be written over.
         """
         last = self._last
@@ -89,9 +96,9 @@ class DiskAppender:
             return
         self._held_fd = fd
         if surplus == 0:
-            self.trust()
+            self._trust()
 
-    def trust(self) -> None:
+    def _trust(self) -> None:
         """Nobody newer has written to the segment, so what is behind the ledger's end is nobody's."""
         fd, self._held_fd = self._held_fd, None
         if fd is not None and self._last is not None:
@@ -99,14 +106,29 @@ class DiskAppender:
             self._named = True
             self._part = replace(self._last, epoch=self._epoch)
 
-    async def write(self, data: memoryview) -> None:
-        """See `Appender.write`. One thread call: observed, then written."""
+    async def write(self, data: memoryview, *, last: bool = False) -> None:
+        """See `Appender.write`. One thread call as a rule: placed, observed, written, synced, given up."""
         if self._failed:
             raise StorageUnavailable("an earlier write failed; append anew")
-        if data:
-            await self._writers.run(lambda: self._write(data))
+        if not data or await self._writers.run(lambda: self._place_and_write(data, last=last)):
+            return
+        if self._fence is not None:
+            await self._fence()
+            self._trust()
+        await self._writers.run(lambda: self._write(data, last=last))
 
-    def _write(self, data: memoryview) -> None:
+    def _place_and_write(self, data: memoryview, *, last: bool) -> bool:
+        """Whether it was written: where to, the fence may have to say first."""
+        if not self._placed:
+            with translated("opening a segment"):
+                self._go_on()
+            self._placed = True
+            if self._held_fd is not None:
+                return False
+        self._write(data, last=last)
+        return True
+
+    def _write(self, data: memoryview, *, last: bool) -> None:
         try:
             if self._observe is not None:
                 self._observe(data)
@@ -121,6 +143,11 @@ class DiskAppender:
                     count = os.pwrite(self._fd, data[done:], at + self._written)
                     done += count
                     self._written += count
+            if last:
+                if self._layout.durability is Durability.ALWAYS:
+                    self._sync()
+                fd, self._fd = self._fd, None
+                os.close(fd)
         except BaseException:
             self._failed = True
             raise
@@ -128,7 +155,7 @@ class DiskAppender:
     async def held(self) -> Receipt:
         """See `Appender.held`."""
         written = self._written
-        if written and self._layout.durability is Durability.ALWAYS:
+        if self._synced < written and self._layout.durability is Durability.ALWAYS:
             await self._syncers.run(self._sync)
         return self._receipt(written)
 
@@ -139,6 +166,7 @@ class DiskAppender:
     def _sync(self) -> None:
         if self._lost:
             raise StorageUnavailable("an earlier sync failed; append anew")
+        written = self._written
         try:
             with translated("syncing"):
                 if self._fd is not None:
@@ -150,6 +178,7 @@ class DiskAppender:
             # The kernel reports a lost page once: a second sync would succeed and promise nothing.
             self._lost = self._failed = True
             raise
+        self._synced = written
 
     def _receipt(self, written: int) -> Receipt:
         self._receipted = max(self._receipted, written)
@@ -160,7 +189,8 @@ class DiskAppender:
 
     async def close(self) -> None:
         """The lock and the descriptor are given back, and bytes that no receipt named with them."""
-        if self._fd is not None or self._held_fd is not None:
+        left = self._written and not self._receipted and self._part.start == self._offset
+        if self._fd is not None or self._held_fd is not None or left:
             await self._writers.surely(self._close)
 
     def _close(self) -> None:
@@ -168,15 +198,12 @@ class DiskAppender:
             os.close(self._held_fd)
             self._held_fd = None
         fd, self._fd = self._fd, None
-        if fd is None:
-            return
-        try:
-            # Only a courtesy to the disk and to the next writer, who copes without it.
-            with suppress(OSError):
-                if not self._receipted and self._part.start == self._offset:
-                    os.unlink(self._layout.segment(self._part.key))
-                elif self._written > self._receipted:
-                    os.ftruncate(fd, self._offset - self._part.start + self._receipted)
-        finally:
+        # Only courtesies to the disk and to the next writer, who copes without them.
+        with suppress(OSError):
+            if self._part.key and not self._receipted and self._part.start == self._offset:
+                os.unlink(self._layout.segment(self._part.key))
+            elif fd is not None and self._written > self._receipted:
+                os.ftruncate(fd, self._offset - self._part.start + self._receipted)
+        if fd is not None:
             with suppress(OSError):
                 os.close(fd)

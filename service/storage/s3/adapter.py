@@ -67,6 +67,8 @@ class S3Storage:
     """
 
     name = "s3"
+    #: a file without a record could not be told there from one whose record was lost
+    puts = False
 
     def __init__(
         self,
@@ -264,6 +266,13 @@ class S3Storage:
         """See `Storage.examine`. What no ledger names goes with the upload, and is not asked for."""
         await self._own()
         return Backing(await examining.backed(self._calls, upload_id, ledger))
+
+    async def put(self, upload_id: UploadId, data: memoryview) -> Stored:
+        """See `Storage.put`."""
+        raise NotImplementedError("see `puts`")
+
+    async def recorded(self, upload_ids: Sequence[UploadId]) -> None:
+        """See `Storage.recorded`. There are no marks."""
 
     async def concatenate(self, upload_id: UploadId, sources: Sequence[Sequence[Part]], *, epoch: int) -> Receipt:
         """See `Storage.concatenate`."""

@@ -116,7 +116,7 @@ class S3Appender:
 
     # --- writing ------------------------------------------------------------------------------
 
-    async def write(self, data: memoryview) -> None:
+    async def write(self, data: memoryview, *, last: bool = False) -> None:
         """See `Appender.write`."""
         while data:
             self._raise_if_failed()

@@ -1,0 +1,63 @@
+"""Hash states between requests: used only where they are provably right (invariant 9)."""
+
+from __future__ import annotations
+
+import pytest
+
+from service import carrying
+from service.carrying import Carried
+from service.hashing import BlockHasher
+from service.model import Upload
+from tests.contract.metadata_values import make_upload
+
+BLOCK = 100
+
+
+def hashed(size: int) -> BlockHasher:
+    """The state after so many bytes from a block's start."""
+    hasher = BlockHasher(BLOCK, strong=False)
+    hasher.update(memoryview(bytes(size)))
+    return hasher
+
+
+def upload_at(offset: int) -> Upload:
+    return make_upload(block_size=BLOCK, offset=offset)
+
+
+def test_a_state_goes_on_where_it_was_left() -> None:
+    """What is taken back gives the digest that the whole block has, and is given out once."""
+    kept, upload, hasher = Carried(), upload_at(130), hashed(130)
+    tail = hasher.tail(130)
+    kept.keep(upload, hasher)
+    taken = kept.take(upload, tail)
+    assert taken is not None
+    taken.update(memoryview(bytes(70)))
+    assert taken.take_finished()[-1].xxh128 == hashed(200).take_finished()[-1].xxh128
+    assert kept.take(upload, tail) is None
+
+
+@pytest.mark.parametrize("tail", [None, b"another digest.."])
+def test_a_state_that_is_not_the_committed_one_is_not_used(tail: bytes | None) -> None:
+    """Where the record tells another digest, or none, the block is read back."""
+    kept, upload = Carried(), upload_at(130)
+    kept.keep(upload, hashed(130))
+    assert kept.take(upload, tail) is None
+
+
+def test_a_state_of_another_offset_is_not_used() -> None:
+    """Bytes that were hashed and not committed, or committed by another process, count for nothing."""
+    kept, upload, hasher = Carried(), upload_at(130), hashed(130)
+    kept.keep(upload, hasher)
+    assert kept.take(upload.with_(offset=140), hasher.tail(130)) is None
+    kept.keep(upload.with_(offset=120), hashed(130))
+    assert kept._kept == {}
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest states go first."""
+    monkeypatch.setattr(carrying, "_KEPT", 2)
+    kept, uploads = Carried(), [upload_at(10) for _ in range(3)]
+    for upload in uploads:
+        kept.keep(upload, hashed(10))
+    tail = hashed(10).tail(10)
+    assert [kept.take(upload, tail) is not None for upload in uploads] == [False, True, True]
