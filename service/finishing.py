@@ -23,8 +23,9 @@ from service.metrics import Metrics
 from service.model import Block, ConcatKind, File, Manifest, Part, State, Upload
 from service.protocol.decide import length_problem
 from service.protocol.intents import Policy
+from service.protocol.media import content_allowed
 from service.protocol.problems import Problem
-from service.sniffing import SNIFF_BYTES, content_allowed, sniff
+from service.sniffing import SNIFF_BYTES, sniff
 from service.storage.base import Storage, StorageShort, Stored
 
 log = structlog.get_logger(__name__)
