@@ -105,7 +105,8 @@ class Uploads:
         if intent.concat_kind is ConcatKind.FINAL:
             return Created(await self._assemble(upload))
         if upload.state is State.FINISHING:
-            return Created(await self._replayed(upload))
+            # an empty one; the answer names its address also while it is being scanned (`settled`)
+            return Created(upload if self._scans else await self._replayed(upload))
         if intent.framing.empty and upload.length != 0:
             return Created(upload)
         intake = decide_create(intent, verified.terms, self._policy)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,24 @@ import pytest
 
 from service import scanning, uploads
 from service.fsck import Fsck
-from service.model import FileId, State, Verdict
-from service.storage.base import StorageUnavailable
-from tests.scanners.double import EICAR, SIGNATURE, Double
-from tests.web.harness import OCTETS, TUS, Answer, FakeClock, Site, path_of, site
+from service.model import State, UploadId, Verdict
+from tests.scanners.double import SIGNATURE, Double
+from tests.web.harness import OCTETS, TUS, Site, path_of, site
+from tests.web.scanned import (
+    INFECTED,
+    MIB,
+    WAYS,
+    Way,
+    by_joining,
+    by_patch,
+    by_put,
+    counted,
+    scanned,
+    told,
+    verdict,
+)
 from tests.web.sweeps import DAY, HOUR, age, logged, replaced, state
-from tests.web.traces import events
-from tests.web.under_way import SteppedClock, until
-
-MIB = 2**20
-INFECTED = bytes(1000) + EICAR + bytes(1000)
+from tests.web.under_way import until
 
 
 @pytest.fixture
@@ -30,13 +37,6 @@ async def clamd() -> AsyncIterator[Double]:
     """A scanner that works, until a test says otherwise."""
     async with Double().serving() as double:
         yield double
-
-
-@asynccontextmanager
-async def scanned(folder: Path, clamd: Double, clock: FakeClock | None = None, **changes: Any) -> AsyncIterator[Site]:
-    """A service that has its files scanned; patient for two tenths of a second."""
-    async with site(folder, clock=clock or SteppedClock(), clamd=clamd.address, **changes) as running:
-        yield running
 
 
 @pytest.fixture
@@ -47,76 +47,9 @@ async def here(tmp_path: Path, clamd: Double) -> AsyncIterator[Site]:
 
 
 @pytest.fixture
-async def lax(tmp_path: Path, clamd: Double) -> AsyncIterator[Site]:
-    """A service that takes files unscanned where the scanner fails."""
-    async with scanned(tmp_path, clamd, scan_failure="open") as running:
-        yield running
-
-
-@pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request waits but a moment for a scan."""
     monkeypatch.setattr(uploads, "SCAN_PATIENCE_SECONDS", 0.1)
-
-
-def short(here: Site, seconds: float = 0.2) -> None:
-    """A scan is given up after so long."""
-    judging = here.service.context.uploads._finisher._scanning
-    assert judging is not None
-    judging._scan_seconds = seconds
-
-
-async def verdict(here: Site, file_id: str) -> Verdict:
-    """What is recorded of the file."""
-    file = await here.service.metadata.file(FileId(file_id))
-    assert file is not None
-    return file.verdict
-
-
-def told(here: Site, kind: str) -> list[dict[str, Any]]:
-    """The data of the events of one type."""
-    return [data for each, data in events(here) if each == kind]
-
-
-def counted(here: Site, outcome: str) -> float | None:
-    return here.service.metrics.registry.get_sample_value("attachd_scans_total", {"verdict": outcome})
-
-
-# --- the ways in which a file comes to its end ----------------------------------------------
-
-
-async def by_patch(here: Site, content: bytes) -> tuple[str, Answer]:
-    path = await here.create(len(content))
-    await here.patch(path, 0, content[:7])
-    return path, await here.patch(path, 7, content[7:])
-
-
-async def by_post(here: Site, content: bytes) -> tuple[str, Answer]:
-    link = here.link()
-    headers = TUS | {"Upload-Length": str(len(content)), "Content-Type": OCTETS}
-    answer = await here.ask("POST", link, headers, content)
-    made = await here.service.context.uploads._metadata.unfinished_uploads(limit=2)
-    location = answer.headers.get("Location")
-    return path_of(location) if location else "/files/" + made[0].id if made else link, answer
-
-
-async def by_put(here: Site, content: bytes) -> tuple[str, Answer]:
-    link = here.link()
-    answer = await here.ask("PUT", link, {}, content)
-    return path_of(answer.headers["Location"]) if "Location" in answer.headers else link, answer
-
-
-async def by_joining(here: Site, content: bytes) -> tuple[str, Answer]:
-    partials = []
-    for piece in (content[:1040], content[1040:]):
-        partials.append(await here.create(len(piece), Upload_Concat="partial"))
-        assert (await here.patch(partials[-1], 0, piece)).status == 204
-    answer = await here.post(None, Upload_Concat="final;" + " ".join(partials))
-    return path_of(answer.headers["Location"]) if "Location" in answer.headers else "", answer
-
-
-WAYS = [by_patch, by_post, by_put, by_joining]
-Way = Callable[[Site, bytes], Awaitable[tuple[str, Answer]]]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -244,119 +177,6 @@ async def test_a_smaller_limit_of_the_scanners_own_counts(tmp_path: Path, clamd:
     assert len(logged(log, "scan_limit_differs")) == 2
 
 
-# --- a scanner that fails -------------------------------------------------------------------
-
-FAULTS = ["hangs", "dies", "garbage", "no end", "endless", "error"]
-
-
-@pytest.mark.parametrize("size", [100, 3 * MIB])
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_a_file_waits_for_a_scanner_that_fails(here: Site, clamd: Double, fault: Any, size: int) -> None:
-    """Closed: 423, nothing to download, the bytes kept; once the scanner works the file comes, and no client asks."""
-    short(here)
-    clamd.manner = fault
-    path, answer = await by_patch(here, bytes(size))
-    assert (answer.status, answer.slug) == (423, "locked")
-    assert answer.headers["Retry-After"] == "1"
-    assert "Upload-Offset" not in answer.headers
-    assert (await here.head(path)).status == 423
-    assert await state(here, path) is State.FINISHING
-    upload = await here.service.metadata.upload(here.upload_id(path))
-    assert upload is not None
-    assert (await here.ask("GET", here.download_link(upload.file_id))).slug == "not-ready"
-    await here.service.tasks.drain()
-    assert not await here.service.janitor.sweep()
-    assert told(here, "file.ready") == []
-    clamd.manner = "honest"
-    here.clock.skip(scanning.PAUSE_SECONDS)  # type: ignore[union-attr]
-    await here.service.tasks.drain()
-    assert await here.service.janitor.sweep()
-    assert await here.stored(path) == bytes(size)
-    assert await verdict(here, upload.file_id) is Verdict.CLEAN
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_a_file_is_taken_although_the_scanner_fails(lax: Site, clamd: Double, fault: Any) -> None:
-    """Open: ready, with a verdict that nobody takes for clean."""
-    short(lax)
-    clamd.manner = fault
-    path, answer = await by_patch(lax, bytes(3 * MIB))
-    assert answer.status == 204
-    assert await lax.stored(path) == bytes(3 * MIB)
-    assert [data["verdict"] for data in told(lax, "file.ready")] == ["unscanned"]
-    assert counted(lax, "failed") == 1
-
-
-@pytest.mark.parametrize("failure", ["closed", "open"])
-async def test_a_scanner_that_is_down(tmp_path: Path, failure: str, log: io.StringIO) -> None:
-    """The service starts without it; files wait, or are taken, as the setting says."""
-    clamd = Double()
-    clamd.address = f"unix:{tmp_path / 'clamd.sock'}"
-    async with scanned(tmp_path, clamd, scan_failure=failure) as here:
-        path, answer = await by_patch(here, INFECTED)
-        assert answer.status == (423 if failure == "closed" else 204)
-        assert str(tmp_path / "clamd.sock") in logged(log, "scan_failed")[0]["reason"]
-        async with clamd.serving(tmp_path / "clamd.sock"):
-            await here.service.tasks.drain()
-            assert await here.service.janitor.sweep()
-        if failure == "closed":
-            assert (await here.ask("GET", path)).json["problem"] == "infected"
-        else:
-            assert await here.stored(path) == INFECTED
-
-
-async def test_a_file_that_cannot_be_scanned_does_not_wait_for_ever(here: Site, clamd: Double) -> None:
-    """After the time that an upload may lie idle it fails, with its bytes; the link can be used again."""
-    clamd.manner = "error"
-    link = here.link()
-    path = await here.create(5, link)
-    assert (await here.patch(path, 0, b"hello")).status == 423
-    here.clock.skip(DAY + 1)  # type: ignore[union-attr]
-    await here.service.tasks.drain()
-    assert await here.service.janitor.sweep()
-    gone = await here.ask("GET", path)
-    assert (gone.status, gone.json["problem"]) == (410, "scan-failed")
-    assert here.leftovers() == []
-    use = await here.service.metadata.upload(here.upload_id(path))
-    assert use is not None
-    found = await here.service.metadata.link_use(use.terms.issuer, use.terms.jti)
-    assert found is None or not found.uploads
-
-
-async def test_a_scanner_that_hangs_is_not_asked_for_every_file(here: Site, clamd: Double) -> None:
-    """One scan waits it out; others are put off at once for a while, and so is nobody's request held up."""
-    short(here)
-    clamd.manner = "hangs"
-    await by_patch(here, bytes(10))
-    short(here, 3600)
-    for _ in range(3):
-        _, answer = await by_patch(here, bytes(10))
-        assert answer.status == 423
-    assert counted(here, "failed") == 1
-
-
-async def test_storage_that_is_away_is_no_verdict(lax: Site, clamd: Double) -> None:
-    """What cannot be read is not scanned, so it is not ready either, whatever the setting says of the scanner."""
-    opened, calls = lax.service.storage.open_file, 0
-
-    def away(key: str) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            # the first is for the type
-            raise StorageUnavailable("away")
-        return opened(key)
-
-    with replaced(lax, "storage", "open_file", away):
-        path, answer = await by_patch(lax, bytes(10))
-    assert answer.status == 423
-    assert await state(lax, path) is State.FINISHING
-    assert clamd.scanned == []
-    await lax.service.tasks.drain()
-    assert await lax.service.janitor.sweep()
-    assert await lax.stored(path) == bytes(10)
-
-
 # --- a scan that takes its time -------------------------------------------------------------
 
 
@@ -389,6 +209,17 @@ async def test_a_repeated_creation_waits_no_longer(here: Site, clamd: Double) ->
     again = await here.ask("POST", link, headers, b"hello")
     assert (again.status, again.offset) == (201, 5)
     assert clamd.scanned == [b"hello"]
+
+
+@pytest.mark.usefixtures("quick")
+async def test_an_empty_upload_has_its_address_while_it_is_scanned(here: Site, clamd: Double) -> None:
+    """Its creation is its end; the answer that it is being scanned says where to ask for it."""
+    clamd.free.clear()
+    answer = await here.post(0)
+    assert (answer.status, answer.slug) == (423, "locked")
+    clamd.free.set()
+    await here.service.tasks.drain()
+    assert await here.stored(path_of(answer.headers["Location"])) == b""
 
 
 async def test_a_request_that_waits_for_a_scan_holds_no_place(tmp_path: Path, clamd: Double) -> None:
@@ -482,3 +313,23 @@ async def test_without_a_scanner_files_are_unscanned(tmp_path: Path) -> None:
         assert await verdict(here, file_id) is Verdict.UNSCANNED
         assert await here.fetch(file_id) == INFECTED
         assert [data["verdict"] for data in told(here, "file.ready")] == ["unscanned"]
+
+
+@pytest.mark.parametrize(("scans", "leases"), [(False, 1), (True, 2)])
+async def test_a_scan_costs_nothing_where_there_is_none(
+    tmp_path: Path, clamd: Double, scans: bool, leases: int
+) -> None:
+    """Without a scanner the request that brings the last byte makes the file, under the one lease that it has."""
+    changes: dict[str, Any] = {"clamd": clamd.address} if scans else {}
+    async with site(tmp_path, **changes) as here:
+        path = await here.create(5)
+        taken = []
+
+        async def take(upload_id: UploadId, *arguments: Any, **options: Any) -> Any:
+            taken.append(upload_id)
+            return await acquire(upload_id, *arguments, **options)
+
+        acquire = here.service.metadata.acquire_lease
+        with replaced(here, "metadata", "acquire_lease", take):
+            assert (await here.patch(path, 0, b"hello")).status == 204
+        assert taken == [here.upload_id(path)] * leases
