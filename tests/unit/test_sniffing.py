@@ -35,9 +35,9 @@ def test_any_bytes_can_be_looked_at(noise, name, kept):
 def test_hostile_markup_costs_one_pass(repeated):
     """A head made to be looked at over and over takes milliseconds all the same."""
     for end in (b"", b"<svg", b"\0", b">"):
-        began = time.perf_counter()
+        began = time.process_time()
         sniff((repeated * SNIFF_BYTES)[: SNIFF_BYTES - len(end)] + end)
-        assert time.perf_counter() - began < 0.05
+        assert time.process_time() - began < 0.05
 
 
 @pytest.mark.parametrize(
