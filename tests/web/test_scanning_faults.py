@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from service import scanning
+from service import scanning, uploads
 from service.model import State, Verdict
 from service.storage.base import StorageUnavailable
 from tests.scanners.double import Double
-from tests.web.harness import Site
+from tests.web.harness import OCTETS, TUS, Site
 from tests.web.scanned import (
     INFECTED,
     MIB,
@@ -123,6 +124,26 @@ async def test_a_file_that_cannot_be_scanned_does_not_wait_for_ever(here: Site, 
     assert use is not None
     found = await here.service.metadata.link_use(use.terms.issuer, use.terms.jti)
     assert found is None or not found.uploads
+
+
+async def test_a_repeated_creation_does_not_wait_for_a_slow_scanner(
+    here: Site, clamd: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scan that it brings about goes on by itself; the same link gives the finished upload afterwards."""
+    monkeypatch.setattr(uploads, "SCAN_PATIENCE_SECONDS", 0.1)
+    link = here.link()
+    headers = TUS | {"Upload-Length": "5", "Content-Type": OCTETS}
+    clamd.manner = "error"
+    assert (await here.ask("POST", link, headers, b"hello")).status == 423
+    clamd.manner = "honest"
+    clamd.free.clear()
+    async with asyncio.timeout(5):
+        refused = await here.ask("POST", link, headers, b"hello")
+    assert (refused.status, refused.slug) == (423, "locked")
+    clamd.free.set()
+    await here.service.tasks.drain()
+    assert (await here.ask("POST", link, headers, b"hello")).status == 201
+    assert clamd.scanned == [b"hello"]
 
 
 async def test_a_scanner_that_hangs_is_not_asked_for_every_file(here: Site, clamd: Double) -> None:
