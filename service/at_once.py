@@ -28,10 +28,11 @@ from service.metrics import Metrics
 from service.model import Block, ConcatKind, LinkTerms, LinkUse, State, Upload, UploadId
 from service.protocol.decide import decide_create
 from service.protocol.intents import Create, Policy
+from service.protocol.media import content_allowed
 from service.protocol.problems import Refusal
 from service.receiving import Body
 from service.room import Room
-from service.sniffing import SNIFF_BYTES, content_allowed, sniff
+from service.sniffing import SNIFF_BYTES, sniff
 from service.storage.base import Storage, StorageError
 from service.tasks import Tasks
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from service.hashing import manifest_json
 from service.metadata.base import MetadataUnavailable
+from service.model import Verdict
 from service.protocol.problems import Refusal, refuse
 from service.storage.base import StorageShort, StorageUnavailable
 
@@ -74,6 +75,7 @@ class Downloads:
             Refusal: `not-ready`, worth a retry: not there yet, and nothing says it will not be; an
                 upload may not even have begun, since both links can be minted at once.
                 `gone`, permanent: deleted, expired, or its upload ended without a file.
+                `infected`, permanent: held, and given to nobody.
                 `storage-unavailable`, worth a retry.
         """
         until = self._clock.monotonic() + wait_seconds
@@ -102,6 +104,8 @@ class Downloads:
                     raise _gone()
         if file is not None and self._dead(file):
             raise _gone()
+        if file is not None and file.verdict is Verdict.INFECTED:
+            raise refuse("infected", "A virus was found in the file, so nobody gets it.")
         return file
 
     def _dead(self, file: File) -> bool:

@@ -35,7 +35,7 @@ class EventMaker:
         return Event(self._new_id(), f"upload.{what}", upload.id, now, data)
 
     def of_file(self, what: str, file: File, upload: Upload | None, now: float, **more: object) -> Event:
-        """`file.ready`, `file.deleted`, `file.corrupt`."""
+        """`file.ready`, `file.infected`, `file.deleted`, `file.corrupt`."""
         data: dict[str, object] = {
             "file_id": file.id,
             "upload_id": file.upload_id,
@@ -46,6 +46,7 @@ class EventMaker:
             "owner": file.owner,
             "root": file.manifest.root.hex(),
             "sha256": file.sha256,
+            "verdict": file.verdict.value,
             "refs": [file.ref] if file.ref else [],
             "meta": (upload.terms.meta if upload else None) or {},
             **more,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -23,8 +24,10 @@ from service.metrics import Metrics
 from service.model import Block, ConcatKind, File, Manifest, Part, State, Upload
 from service.protocol.decide import length_problem
 from service.protocol.intents import Policy
+from service.protocol.media import content_allowed
 from service.protocol.problems import Problem
-from service.sniffing import SNIFF_BYTES, content_allowed, sniff
+from service.scanning import Scanning, ScanPostponed
+from service.sniffing import SNIFF_BYTES, sniff
 from service.storage.base import Storage, StorageShort, Stored
 
 log = structlog.get_logger(__name__)
@@ -44,7 +47,9 @@ class Finisher:
         metrics: Metrics,
         events: EventMaker,
         changed: Callable[[str], None],
+        scanning: Scanning | None = None,
     ) -> None:
+        """`scanning`: None where files are not scanned."""
         self._metadata = metadata
         self._storage = storage
         self._policy = policy
@@ -52,6 +57,7 @@ class Finisher:
         self._metrics = metrics
         self._events = events
         self._changed = changed
+        self._scanning = scanning
 
     async def finish(
         self,
@@ -86,7 +92,45 @@ class Finisher:
         file, problem = await self._file(upload, stored, manifest, head)
         if problem is not None:
             return await self.fail(upload, problem, epoch=lease.epoch)
+        if self._scanning is not None:
+            return await self._scan(self._scanning, upload, lease, file, stored)
         return await self._publish(upload, lease, file)
+
+    async def _scan(self, scanning: Scanning, upload: Upload, lease: Lease, file: File, stored: Stored) -> Upload:
+        """The upload, `ready` if the file may be had, else `failed`; an infected file is held all the same.
+
+        What cannot be scanned for as long as an upload may lie idle is given up, with its bytes.
+
+        Raises:
+            StorageError: worth a retry; ScanPostponed among them.
+        """
+        try:
+            scanned = await scanning.judge(stored)
+        except ScanPostponed:
+            if self._clock.now() < upload.expires_at:
+                raise
+            problem = Problem("scan-failed", "the file could not be scanned in time; create a new upload")
+            return await self.fail(upload, problem, epoch=lease.epoch, free_link=True)
+        file = replace(file, verdict=scanned.verdict)
+        if scanned.problem is None:
+            return await self._publish(upload, lease, file)
+        if scanned.signature is None:
+            return await self.fail(upload, scanned.problem, epoch=lease.epoch)
+        return await self._quarantine(upload, lease, file, scanned.problem, scanned.signature)
+
+    async def _quarantine(self, upload: Upload, lease: Lease, file: File, problem: Problem, signature: str) -> Upload:
+        """The upload failed, and its file is held for whoever looks into it; nobody can fetch it."""
+        now = self._clock.now()
+        told = [
+            self._events.of_upload("failed", upload, now, reason=problem.slug),
+            self._events.of_file("infected", file, upload, now, signature=signature),
+        ]
+        ending = Ending(State.FAILED, now, problem.slug, problem.detail, events=told, quarantined=file)
+        failed = await self._metadata.end_upload(upload.id, epoch=lease.epoch, ending=ending)
+        self._metrics.upload_failed(upload.protocol, problem.slug)
+        log.warning("file_infected", upload_id=upload.id, file_id=file.id, signature=signature)
+        self._tell(upload)
+        return failed
 
     async def _complete(self, upload: Upload, lease: Lease, ledger: Sequence[Part] | None) -> Stored:
         if upload.concat_kind is ConcatKind.FINAL:

@@ -43,6 +43,8 @@ Direction: TypeAlias = Literal["in", "out"]
 TransferOutcome: TypeAlias = Literal["ok", "client_abort", "timeout", "taken_over", "drained", "error"]
 DownloadMode: TypeAlias = Literal["sendfile", "proxy"]
 ChecksumResult: TypeAlias = Literal["ok", "mismatch"]
+#: what came of looking for viruses
+ScanOutcome: TypeAlias = Literal["clean", "infected", "skipped_size", "failed"]
 StorageOperation: TypeAlias = Literal[
     # calls of the storage port
     "open", "probe", "free_bytes", "write", "flush", "read", "concatenate", "complete", "discard", "drop", "delete",
@@ -281,8 +283,13 @@ class Metrics:
             "attachd_multipart_orphans", "Unfinished uploads in storage that no record needs, after the last pass.",
             "mostrecent",
         )  # fmt: skip
+        self._scans = self._counter("attachd_scans_total", "Files looked through for viruses, or not.", "verdict")
+        self._scan_seconds = self._histogram(
+            "attachd_scan_duration_seconds", "How long a scan took, reading included.", _REQUEST_SECONDS
+        )
         self._draining = self._gauge("attachd_draining", "1 while the service is stopping.", "livemax")
         _warm(self._hashed, ("xxh128", "sha256"))
+        _warm(self._scans, get_args(ScanOutcome))
 
     def hashed(self, algorithm: str, size: int) -> None:
         """Bytes went through a hash of ours."""
@@ -326,6 +333,12 @@ class Metrics:
     def multipart_orphans(self, count: int) -> None:
         """So many unfinished uploads are left in storage that no record needs."""
         self._orphans.set(count)
+
+    def scanned(self, verdict: ScanOutcome, seconds: float | None) -> None:
+        """A file was looked through, in so many seconds, or passed over."""
+        self._scans.labels(verdict).inc()
+        if seconds is not None:
+            self._scan_seconds.observe(seconds)
 
     def draining(self, *, on: bool) -> None:
         """Whether the service is stopping."""

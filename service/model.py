@@ -200,6 +200,17 @@ class LinkUse:
     version: int = 0
 
 
+class Verdict(StrEnum):
+    """What a virus scanner said of a file. One that is `infected` is held, and given to nobody."""
+
+    CLEAN = "clean"
+    INFECTED = "infected"
+    #: larger than what the scanner takes
+    SKIPPED_SIZE = "skipped_size"
+    #: there was no scanner, or none that answered
+    UNSCANNED = "unscanned"
+
+
 @dataclass(frozen=True, slots=True)
 class File:
     """What an upload becomes when ready. Immutable bytes; only `state` may change."""
@@ -218,6 +229,7 @@ class File:
     ref: str | None = None
     expires_at: float | None = None
     deleted_at: float | None = None
+    verdict: Verdict = Verdict.UNSCANNED
 
 
 @dataclass(frozen=True, slots=True)

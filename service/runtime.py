@@ -50,7 +50,7 @@ from service.settling import Settling
 from service.starting import naming
 from service.storage.filesystem import FilesystemStorage
 from service.storage.wrappers import MeteredStorage
-from service.stores import make_policy, make_storage, storage_setting
+from service.stores import make_policy, make_scanning, make_storage, storage_setting
 from service.tasks import Tasks
 from service.uploads import Uploads
 from service.web.app import make_app
@@ -214,7 +214,8 @@ async def running(
         process = share.process if share else new_process()
         leases, duties = Leases(metadata, clock, metrics, process), Duties(metadata, clock, process)
         files = Files(metadata, storage, clock, events, changes.changed)
-        finisher = Finisher(metadata, storage, policy, clock, metrics, events, changes.changed)
+        scanning = make_scanning(settings, storage, clock, metrics)
+        finisher = Finisher(metadata, storage, policy, clock, metrics, events, changes.changed, scanning)
         tasks, lookup, room = Tasks(), Lookup(metadata, clock), Room(metadata, storage, policy, clock)
         settling = Settling(
             metadata=metadata,
@@ -234,7 +235,9 @@ async def running(
             metadata=metadata,
             leases=leases,
             lookup=lookup,
-            at_once=AtOnce(
+            at_once=None
+            if scanning is not None
+            else AtOnce(
                 metadata=metadata,
                 storage=storage,
                 room=room,
@@ -261,6 +264,7 @@ async def running(
             metrics=metrics,
             changes=changes,
             tasks=tasks,
+            scans=scanning is not None,
             hurry=rechecker.hurry if rechecker is not None else None,
         )
         downloads = Downloads(metadata, storage, clock, changes=changes, idle_seconds=settings.body_idle)
@@ -274,7 +278,7 @@ async def running(
             gate=_gate(settings, keys, clock, metrics),
             bodies=bodies,
             origin=Origin(settings.public_url, settings.trusted_proxies),
-            discovery=discovery(settings.max_size),
+            discovery=discovery(policy.max_size),
             metrics=metrics,
             clock=clock,
             accel_prefix=settings.accel_prefix if settings.download_mode == "accel" else None,

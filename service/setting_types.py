@@ -192,6 +192,22 @@ def _read_address(value: object) -> Address:
     return TcpAddress(host, int(port))
 
 
+def server_address() -> _Kind:
+    """Where somebody else listens; empty is None."""
+    return _Kind(_read_server_address, lambda address: str(address or ""))
+
+
+def _read_server_address(value: object) -> Address | None:
+    right = "HOST:PORT, [IPV6]:PORT or unix:/PATH, where a server listens"
+    try:
+        address = _read_address(value) if value else None
+    except ValueError:
+        raise ValueError(right) from None
+    if isinstance(address, TcpAddress) and address.port == 0:
+        raise ValueError(right)
+    return address
+
+
 def base_url() -> _Kind:
     """The public URL, held without a trailing slash; empty is None."""
     return _Kind(_read_base_url, lambda url: url or "")

@@ -170,6 +170,19 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least level that is logged."
     )
+    clamd: Annotated[Address | None, kinds.server_address()] = Field(
+        default=None, description="clamd, which looks through each file: HOST:PORT or unix:/PATH. Unset: none does."
+    )
+    clamd_max_size: Annotated[int, kinds.size(KIB, 2 * GIB - 1)] = Field(
+        default=25 * MIB, description="Most bytes of a file to scan; at most clamd's StreamMaxLength and MaxFileSize."
+    )
+    scan_skipped: Literal["allow", "refuse"] = Field(
+        default="allow", description="Whether a file larger than clamd_max_size is taken, unscanned."
+    )
+    scan_failure: Literal["closed", "open"] = Field(
+        default="closed",
+        description="closed: a file that cannot be scanned now waits for clamd; open: it is taken, unscanned.",
+    )
     max_upload_link_life: Annotated[float, kinds.duration(1, 3650 * DAY)] = Field(
         default=DAY, description="Longest life (exp - iat) of an upload link that is accepted."
     )
@@ -186,6 +199,10 @@ class Settings(BaseModel):
             raise _contradiction("upload_idle", "at most upload_life, or raise that")
         if kinds.overlap(self.listen, self.ops_listen):
             raise _contradiction("ops_listen", "another address or port than listen")
+        if self.clamd is None:
+            for name in ("clamd_max_size", "scan_skipped", "scan_failure"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise _contradiction(name, "left out, or set clamd: it means nothing without")
         return self
 
     @model_validator(mode="after")

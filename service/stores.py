@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Final
 
 from service import __version__
+from service.clamd import Clamd
 from service.clock import Clock, SystemClock
 from service.metadata.base import MetadataError
 from service.metadata.engine import parse_url
 from service.metadata.sql import SqlMetadata
 from service.metrics import Metrics
 from service.protocol.intents import Policy
+from service.scanning import Scanning, ScanRules
 from service.setting_types import hide_secrets
 from service.settings import Settings
 from service.starting import naming
@@ -36,13 +38,31 @@ _BODIES_SHARE: Final = 4
 
 def make_policy(settings: Settings) -> Policy:
     return Policy(
-        max_size=settings.max_size,
+        max_size=_most_bytes(settings),
         block_size=settings.block_size,
         strong_hash=settings.strong_hash == "sha256",
         idle_seconds=settings.upload_idle,
         life_seconds=settings.upload_life,
         tombstone_seconds=settings.tombstone,
     )
+
+
+def _most_bytes(settings: Settings) -> int:
+    """Of one upload: what is too large to be scanned need not be sent either."""
+    scanned = settings.clamd is not None and settings.scan_skipped == "refuse"
+    return min(settings.max_size, settings.clamd_max_size) if scanned else settings.max_size
+
+
+def make_scanning(settings: Settings, storage: Storage, clock: Clock, metrics: Metrics) -> Scanning | None:
+    """How files are scanned; None: they are not."""
+    if settings.clamd is None:
+        return None
+    rules = ScanRules(
+        most_bytes=settings.clamd_max_size,
+        takes_large=settings.scan_skipped == "allow",
+        takes_unscanned=settings.scan_failure == "open",
+    )
+    return Scanning(Clamd(settings.clamd), rules, storage, clock, metrics)
 
 
 def make_storage(

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
@@ -45,10 +46,14 @@ from service.tasks import Tasks
 
 log = structlog.get_logger(__name__)
 
+#: a request waits so long for its file to be scanned; proxies wait a minute
+SCAN_PATIENCE_SECONDS: Final = 20.0
 #: a final upload answers 201 at the latest after this, assembled or not (T-0CG)
 FINAL_PATIENCE_SECONDS: Final = 0.5
 _REMEMBERED: Final = 4096
 _MOVING: Final = (State.RECEIVING, State.FINISHING)
+_BEING_SCANNED: Final = Problem("locked", "all bytes are in; the file is being scanned", (("Retry-After", "1"),))
+Settled = TypeVar("Settled", Created, Appended)
 
 
 class Uploads:
@@ -60,7 +65,7 @@ class Uploads:
         metadata: MetadataStore,
         leases: Leases,
         lookup: Lookup,
-        at_once: AtOnce,
+        at_once: AtOnce | None,
         claiming: Claiming,
         receiver: Receiver,
         finisher: Finisher,
@@ -70,9 +75,13 @@ class Uploads:
         metrics: Metrics,
         changes: Changes,
         tasks: Tasks,
+        scans: bool = False,
         hurry: Callable[[UploadId], None] | None = None,
     ) -> None:
-        """`hurry`: has a suspect checked; None where storage loses nothing in a crash."""
+        """`at_once`: None where something is to be asked between the last byte and `ready`.
+        `scans`: whether files are scanned before they are ready.
+        `hurry`: has a suspect checked; None where storage loses nothing in a crash.
+        """
         self._metadata = metadata
         self._leases = leases
         self._lookup = lookup
@@ -86,6 +95,7 @@ class Uploads:
         self._metrics = metrics
         self._changes = changes
         self._tasks = tasks
+        self._scans = scans
         self._hurry = hurry
         #: uploads whose last request here ended whole, oldest first; for the count of resumptions only
         self._whole: dict[UploadId, None] = {}
@@ -99,9 +109,10 @@ class Uploads:
             Refusal: what `decide_create`, `decide_use` and `decide_final` raise; link-expired;
                 storage-full; what refuses the whole file, if the body was all of it.
         """
-        made = await self._at_once.create(intent, verified, body)
-        if made is not None:
-            return Created(made)
+        if self._at_once is not None:
+            made = await self._at_once.create(intent, verified, body)
+            if made is not None:
+                return Created(made)
         upload, replayed = await self._claiming.claim(intent, verified)
         if replayed:
             return Created(await self._replayed(upload), replayed=True)
@@ -110,7 +121,8 @@ class Uploads:
         if intent.concat_kind is ConcatKind.FINAL:
             return Created(await self._assemble(upload))
         if upload.state is State.FINISHING:
-            return Created(await self._replayed(upload))
+            # an empty one; the answer names its address also while it is being scanned (`settled`)
+            return Created(upload if self._scans else await self._replayed(upload))
         if intent.framing.empty and upload.length != 0:
             return Created(upload)
         intake = decide_create(intent, verified.terms, self._policy)
@@ -129,7 +141,7 @@ class Uploads:
         if upload.pending_final or upload.complete:
             return upload
         try:
-            upload = await self._tasks.drive(self._settling.settle(upload.id))
+            upload = await self._settle(upload)
         except Conflict:
             upload = await self._lookup.upload(upload.id)
         except (StorageError, MetadataError) as error:
@@ -138,6 +150,32 @@ class Uploads:
         self._raise_if_refused(upload)
         refuse_ended(upload, self._clock.now())
         return upload
+
+    async def _settle(self, upload: Upload) -> Upload:
+        """As `Settling.settle`; what takes longer than a client waits goes on by itself. Raises Refusal: locked."""
+        task = self._tasks.spawn(self._settling.settle(upload.id))
+        await asyncio.wait({task}, timeout=SCAN_PATIENCE_SECONDS if self._scans else None)
+        if not task.done():
+            raise Refusal(replace(_BEING_SCANNED, close=True))
+        return task.result()
+
+    async def settled(self, outcome: Settled) -> Settled:
+        """The outcome, once a file whose last byte came is scanned; if that takes long, it is told that it is not yet.
+
+        For after the body: what a client waits for here holds no place among the transfers.
+
+        Raises:
+            Refusal: what refuses the whole file; gone.
+        """
+        upload = outcome.upload
+        if not self._scans or upload.state is not State.FINISHING or upload.pending_final or outcome.problem:
+            return outcome
+        task = self._tasks.spawn(self._settling.settle_quietly(upload.id))
+        await asyncio.wait({task}, timeout=SCAN_PATIENCE_SECONDS)
+        upload = await self._lookup.upload(upload.id)
+        self._raise_if_refused(upload)
+        refuse_ended(upload, self._clock.now())
+        return replace(outcome, upload=upload, problem=None if upload.complete else _BEING_SCANNED)
 
     async def _undo(self, upload: Upload, problem: Problem) -> None:
         """A creation whose body did not match its checksum leaves no upload, and the link is free (T-068)."""
@@ -230,7 +268,8 @@ class Uploads:
 
     async def _finish(self, received: Received, lease: Lease) -> tuple[Upload, Problem | None]:
         upload, problem = received.upload, received.problem
-        if upload.state is not State.FINISHING:
+        if upload.state is not State.FINISHING or (self._scans and upload.concat_kind is not ConcatKind.PARTIAL):
+            # a scan is none of the request's that brought the last byte: see `settled`
             return upload, problem
         try:
             upload = await self._finisher.finish(

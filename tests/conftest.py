@@ -14,6 +14,7 @@ from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
 from service.web import connection
+from tests.scanners.double import has_clamd
 from tests.stores.servers import find_versitygw
 
 pytest_plugins = ["tests.stores.fixtures"]
@@ -24,6 +25,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 #: how to tell that a component is there
 COMPONENTS: Final[dict[str, Callable[[], bool]]] = {
+    "clamd": has_clamd,
     "node": lambda: shutil.which("node") is not None,
     "nginx": lambda: shutil.which("nginx") is not None,
     "s3": lambda: find_versitygw() is not None,

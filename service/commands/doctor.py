@@ -6,12 +6,13 @@ find out, it removes.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -20,11 +21,13 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from service.clamd import Clamd
 from service.commands import keep_private
 from service.keyfile import KeyFile
 from service.keyset import KeySetError, KeyState
 from service.metadata.engine import parse_url
 from service.metadata.schema import REVISION
+from service.scanner import ScanError, ScanTooLarge
 from service.settings import Settings
 from service.starting import words
 from service.storage.s3.client import options_of
@@ -32,6 +35,8 @@ from service.storage.s3.doctor import Check, examine
 from service.units import format_size
 
 _NAME_WIDTH: Final = max(map(len, ("data directory", "list-multiparts")))
+#: bytes of what is sent to clamd at once
+_PIECE: Final = 2**20
 _SECONDS_OF_DATABASE: Final = 5.0
 #: this version was not there before 2026
 _EARLIEST: Final = 1_767_225_600.0
@@ -87,6 +92,8 @@ def _checks(settings: Settings) -> Generator[Check]:
             yield check(settings)
         except (OSError, sqlite3.Error, KeySetError) as error:
             yield Check(name, False, " ".join(words(error).split()), advice)
+    if settings.clamd is not None:
+        yield asyncio.run(_clamd(settings, Clamd(settings.clamd)))
     if settings.storage == "s3":
         yield from examine(
             options_of(settings), upload_life=settings.upload_life, redirect=settings.download_mode == "redirect"
@@ -152,6 +159,25 @@ def _directory(settings: Settings) -> Check:
     free = format_size(usage.f_bavail * usage.f_frsize)
     state = "can be written" if there == directory else f"can be made in {there}"
     return Check("data directory", True, f"{directory} {state}, {free} free")
+
+
+async def _clamd(settings: Settings, clamd: Clamd) -> Check:
+    """Whether it answers, and takes as much as is sent to it: its own limit is told by nothing else."""
+
+    async def nothing() -> AsyncIterator[bytes]:
+        for start in range(0, settings.clamd_max_size, _PIECE):
+            yield bytes(min(_PIECE, settings.clamd_max_size - start))
+
+    version = "clamd"
+    try:
+        version = await clamd.version()
+        await clamd.scan(nothing())
+    except ScanTooLarge:
+        found = f"{version} does not take {format_size(settings.clamd_max_size)}"
+        return Check("clamd", False, found, "lower ATTACHD_CLAMD_MAX_SIZE, or raise StreamMaxLength in clamd.conf")
+    except ScanError as error:
+        return Check("clamd", False, str(error), "start clamd, or correct ATTACHD_CLAMD")
+    return Check("clamd", True, f"{version} at {settings.clamd}, takes {format_size(settings.clamd_max_size)}")
 
 
 def _clock(settings: Settings) -> Check:

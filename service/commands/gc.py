@@ -21,7 +21,7 @@ from service.janitor import Janitor, Kind
 from service.leases import Leases
 from service.links import hash_jti
 from service.settling import Settling
-from service.stores import Stores, make_policy
+from service.stores import Stores, make_policy, make_scanning
 from service.tasks import Tasks
 from service.units import format_size
 
@@ -122,7 +122,16 @@ async def _janitor(
         metadata=metadata,
         storage=storage,
         leases=leases,
-        finisher=Finisher(metadata, storage, policy, clock, metrics, events, lambda _: None),
+        finisher=Finisher(
+            metadata,
+            storage,
+            policy,
+            clock,
+            metrics,
+            events,
+            lambda _: None,
+            make_scanning(settings, storage, clock, metrics),
+        ),
         files=files,
         clock=clock,
         events=events,

@@ -111,6 +111,8 @@ class Ending:
     #: give the use of the link back, so that it can make a new upload (T-05E)
     free_link: bool = False
     events: Sequence[Event] = ()
+    #: its file, kept though nobody gets it
+    quarantined: File | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +270,7 @@ class MetadataStore(Protocol):
     ) -> Upload:
         """The upload ends; its ledger and blocks are gone, the lease too. Epoch rises by one.
 
-        The row stays as tombstone until `purge`.
+        The row stays as tombstone until `purge`. A file that is quarantined is there from now on.
 
         Args:
             epoch: compare-and-set; None: whatever it is.

@@ -27,6 +27,7 @@ from service.model import (
     State,
     Upload,
     UploadId,
+    Verdict,
 )
 
 _TERMS: Final = tuple((field.name, field.default) for field in fields(LinkTerms))
@@ -213,6 +214,7 @@ def dump_file(file: File) -> dict[str, Any]:
         "ref": file.ref,
         "expires_at": file.expires_at,
         "deleted_at": file.deleted_at,
+        "verdict": file.verdict.value,
     }
 
 
@@ -240,6 +242,7 @@ def load_file(row: Any) -> File:
         ref=row.ref,
         expires_at=row.expires_at,
         deleted_at=row.deleted_at,
+        verdict=Verdict(row.verdict),
     )
 
 

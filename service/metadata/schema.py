@@ -35,8 +35,10 @@ from sqlalchemy import (
     text,
 )
 
+from service.model import Verdict
+
 #: The revision of `migrations/` that this code reads and writes.
-REVISION: Final = "0003"
+REVISION: Final = "0004"
 
 metadata = MetaData()
 
@@ -187,6 +189,7 @@ files = Table(
     Column("ref", Text),
     Column("expires_at", Double),
     Column("deleted_at", Double),
+    Column("verdict", Text, server_default=Verdict.UNSCANNED.value, nullable=False),
     Index("files_live", "expires_at", "size", "deleted_at", **_where("deleted_at IS NULL")),
     Index("files_deleted", "deleted_at", **_where("deleted_at IS NOT NULL")),
 )

@@ -324,6 +324,8 @@ def end_upload(
         expect(connection, upload_id, expected or tuple(state for state in State if state.live), epoch)
         raise Conflict("the upload is not expired, or is in use")
     _drop_content(connection, upload_id)
+    if ending.quarantined is not None:
+        _PUT_FILE.run(connection, dump_file(ending.quarantined))
     if ending.free_link:
         _free_link(connection, load_upload(row))
     _tell(connection, ending.events)

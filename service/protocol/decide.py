@@ -14,6 +14,7 @@ from service.hashing import checksum
 from service.model import ConcatKind, LinkTerms, LinkUse, Protocol, State, Upload, UploadId
 from service.protocol.fields import http_date
 from service.protocol.intents import Append, ChecksumClaim, Create, Ending, Policy
+from service.protocol.media import type_allowed
 from service.protocol.problems import KINDS, Problem, Refusal, refuse
 
 
@@ -89,12 +90,6 @@ _NO_LIMIT = 2**63 - 1
 def _check_type(declared: str | None, allowed: Sequence[str]) -> None:
     if declared is not None and allowed and not type_allowed(declared, allowed):
         raise refuse("type-refused", "the link allows other media types than the one declared", close=True)
-
-
-def type_allowed(media_type: str, allowed: Sequence[str]) -> bool:
-    """Whether a media type is on the list; `image/*` stands for all of its kind."""
-    main = media_type.partition("/")[0]
-    return any(entry in ("*/*", media_type, f"{main}/*") for entry in allowed)
 
 
 def length_problem(length: int, terms: LinkTerms, policy: Policy, *, whole: bool = True) -> Problem | None:

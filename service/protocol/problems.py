@@ -33,6 +33,8 @@ _KINDS: Final = (
     Kind("final-upload", 403, "A final upload takes no bytes of its own"),
     Kind("too-large", 413, "Too many bytes"),
     Kind("type-refused", 403, "The link does not allow this media type"),
+    Kind("infected", 403, "A virus was found in the file"),
+    Kind("scan-failed", 403, "The file could not be looked through for viruses"),
     Kind("quota-exceeded", 413, "The owner's quota is used up"),
     Kind("not-found", 404, "No such resource"),
     Kind("method-not-allowed", 405, "This address does not serve that method"),

@@ -16,6 +16,7 @@ from typing import Final
 from urllib.parse import quote
 
 from service.model import Manifest
+from service.protocol.media import same_content
 
 #: The request fields that `plan_read` looks at; repeated ones must be joined with ", " (RFC 9110 5.3).
 CONDITIONAL_FIELDS: Final = (
@@ -202,6 +203,10 @@ _RASTER: Final = frozenset(
 )  # fmt: skip
 
 
+#: text in which a browser may run script
+_MARKUP: Final = frozenset({"text/html", "image/svg+xml"})
+
+
 def may_inline(media_type: str) -> bool:
     """Whether a browser shows this type without ever running script from it: not HTML, SVG or PDF."""
     return (
@@ -218,8 +223,15 @@ def _essence(media_type: str | None) -> str | None:
 
 
 def content_type(sniffed: str | None, declared: str | None) -> str:
-    """`Content-Type`: what the bytes look like, else what the client said, else octets."""
-    media_type = _essence(sniffed) or _essence(declared) or "application/octet-stream"
+    """`Content-Type`: what the bytes look like, else what the client said, else octets.
+
+    What was said counts also where the bytes may well be that. Markup that was declared plain text
+    stays it, which runs nowhere.
+    """
+    seen, said = _essence(sniffed), _essence(declared)
+    if seen and said and (same_content(seen, said) or (said == "text/plain" and seen in _MARKUP)):
+        seen = said
+    media_type = seen or said or "application/octet-stream"
     return "text/plain; charset=utf-8" if media_type == "text/plain" else media_type
 
 

@@ -61,6 +61,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     intent = tus.parse_create(fields_of(request))
     async with _body(request, intent.framing) as body:
         outcome = await context.uploads.create(intent, verified, body)
+    outcome = await context.uploads.settled(outcome)
     return respond(request, tus.render_created(outcome, _location(request, outcome)))
 
 
@@ -72,6 +73,7 @@ async def plain(request: web.Request) -> web.StreamResponse:
     intent = put.parse_put(fields_of(request), request.match_info.get("tail"))
     async with _body(request, intent.framing) as body:
         outcome = await context.uploads.create(intent, verified, body)
+    outcome = await context.uploads.settled(outcome)
     return respond(request, put.render_put(outcome, _location(request, outcome)))
 
 
@@ -169,6 +171,7 @@ async def append(request: web.Request, upload_id: UploadId) -> web.StreamRespons
     intent = tus.parse_append(fields_of(request), upload_id)
     async with _body(request, intent.framing) as body:
         outcome = await context.uploads.append(intent, body)
+    outcome = await context.uploads.settled(outcome)
     return respond(request, tus.render_appended(outcome))
 
 

@@ -16,11 +16,12 @@ from tests.contract.metadata_leases import LeaseContract
 from tests.contract.metadata_model import WalkContract
 from tests.contract.metadata_upkeep import UpkeepContract
 from tests.contract.metadata_uploads import UploadContract
+from tests.contract.metadata_verdicts import VerdictContract
 
 MakeStore = Callable[[], Awaitable[MetadataStore]]
 
 
-class MetadataContract(UploadContract, LeaseContract, UpkeepContract, CrashContract, WalkContract):
+class MetadataContract(UploadContract, LeaseContract, UpkeepContract, CrashContract, VerdictContract, WalkContract):
     """Every sentence of `service.metadata.base`."""
 
     @pytest.fixture

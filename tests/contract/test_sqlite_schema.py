@@ -162,6 +162,7 @@ async def test_a_database_of_the_first_version_gets_an_identity(url: str) -> Non
             "DROP INDEX uploads_suspect",
             "ALTER TABLE uploads DROP COLUMN suspect",
             "ALTER TABLE uploads DROP COLUMN tail",
+            "ALTER TABLE files DROP COLUMN verdict",
         ):
             connection.execute(statement)
         connection.execute("UPDATE alembic_version SET version_num = '0001'")

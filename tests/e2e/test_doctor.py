@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sqlite3
@@ -24,6 +25,7 @@ from service.storage.s3 import doctor
 from service.storage.s3.client import make_client
 from tests.conftest import require
 from tests.e2e.process import ROOT, ServiceProcess, free_port
+from tests.scanners.double import Double
 from tests.stores.fixtures import missing
 from tests.stores.servers import Store
 
@@ -124,6 +126,29 @@ def test_all_is_well_with_s3(doctor_of: Doctor) -> None:
     code, said = doctor_of()
     assert (code, list(said)) == (0, LOCAL_CHECKS + S3_CHECKS)
     assert [said[name] for name in S3_CHECKS if not said[name].startswith("ok ")] == []
+
+
+@pytest.mark.parametrize("limit", ["1MiB", "3MiB"])
+async def test_a_scanner_is_tried(tmp_path: Path, limit: str) -> None:
+    """It is ok if it takes as much as the setting says, and else both sides of the difference are named."""
+    async with Double(most=2 * 2**20).serving() as clamd:
+        environment = local(tmp_path, ATTACHD_CLAMD=clamd.address, ATTACHD_CLAMD_MAX_SIZE=limit)
+        code, said = await asyncio.to_thread(run, environment)
+    assert list(said) == [*LOCAL_CHECKS, "clamd"]
+    assert "ClamAV 1.4.6" in said["clamd"]
+    if limit == "1MiB":
+        assert (code, said["clamd"].split()[0]) == (0, "ok")
+    else:
+        assert (code, said["clamd"].split()[0]) == (1, "FAILED")
+        assert "ATTACHD_CLAMD_MAX_SIZE" in said["clamd"]
+        assert "StreamMaxLength" in said["clamd"]
+
+
+def test_a_scanner_that_is_away_is_named(tmp_path: Path) -> None:
+    """Where it was looked for stands in its line."""
+    code, said = run(local(tmp_path, ATTACHD_CLAMD=f"unix:{tmp_path}/clamd.ctl"))
+    assert code == 1
+    assert f"{tmp_path}/clamd.ctl" in said["clamd"]
 
 
 @pytest.fixture

@@ -53,6 +53,8 @@ CONTRACT = {
     "attachd_gc_reclaimed_bytes_total": set(),
     "attachd_gc_last_success_timestamp_seconds": set(),
     "attachd_multipart_orphans": set(),
+    "attachd_scans_total": {"verdict"},
+    "attachd_scan_duration_seconds": set(),
     "attachd_draining": set(),
     "attachd_build_info": {"version"},
 }
