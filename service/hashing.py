@@ -8,8 +8,9 @@ Two families that never meet:
   requests (contract, section 6). XXH3-128 finds damage and nothing more; SHA-256 per block is
   there for whoever needs an identity that an attacker cannot forge.
 
-No hash state outlives a request: digests belong to finished blocks, and whoever goes on in the
-middle of a block feeds it again from its start (invariant 9).
+Digests belong to finished blocks. Whoever goes on in the middle of a block feeds it again from its
+start, or has a state that the committed digest of the unfinished block proves right (invariant 9,
+`carrying`).
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import structlog
 from aiohttp import web
 
 if TYPE_CHECKING:
+    from service.links import VerifiedDownload, VerifiedUpload
     from service.metrics import TransferOutcome
     from service.model import FileId, UploadId
 
@@ -32,6 +33,13 @@ class Access:
     sent: int | None = None
     #: of an answer whose head has been sent
     status: int | None = None
+    #: of the link that was good: its key, and a short hash of its `jti`
+    kid: str | None = None
+    jti: str | None = None
+
+    def by_link(self, verified: VerifiedUpload | VerifiedDownload) -> None:
+        """The request came with that link."""
+        self.kid, self.jti = verified.kid, verified.jti_hash or None
 
     def about_upload(self, upload_id: UploadId) -> None:
         """The request is about that upload, and so is every record that it logs."""

@@ -93,6 +93,7 @@ async def _found(request: web.Request, context: Context) -> tuple[VerifiedDownlo
         raise refuse("not-found", "A download link has the form /d/f_…?sig=….")
     access_of(request).about_file(file_id)
     link = await context.gate.download(token_of(request), file_id)
+    access_of(request).by_link(link)
 
     def find(seconds: float) -> Awaitable[File]:
         return context.downloads.find(file_id, wait_seconds=seconds)

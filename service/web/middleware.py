@@ -88,6 +88,8 @@ def _tell(request: web.Request, status: int, seconds: float) -> None:
         "sent": access.sent,
         "upload_id": access.upload_id,
         "file_id": access.file_id,
+        "kid": access.kid,
+        "jti": access.jti,
     }
     log.info(
         "request_answered",

@@ -14,8 +14,9 @@ from typing import Final
 import structlog
 from aiohttp import web
 
+from service.links import VerifiedUpload
 from service.metadata.base import MetadataError
-from service.model import Protocol, UploadId, parse_upload_id
+from service.model import ConcatKind, Protocol, UploadId, parse_upload_id
 from service.protocol import put, tus
 from service.protocol.dispatch import (
     METHODS,
@@ -57,7 +58,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     _require_tus(request)
     _refuse_while_stopping(request)
     context = request.app[CONTEXT]
-    verified = await context.gate.upload(token_of(request))
+    verified = await _verified(request)
     intent = tus.parse_create(fields_of(request))
     async with _body(request, intent.framing) as body:
         outcome = await context.uploads.create(intent, verified, body)
@@ -69,7 +70,7 @@ async def plain(request: web.Request) -> web.StreamResponse:
     """`PUT /files` and `PUT /files/NAME`."""
     _refuse_while_stopping(request)
     context = request.app[CONTEXT]
-    verified = await context.gate.upload(token_of(request))
+    verified = await _verified(request)
     intent = put.parse_put(fields_of(request), request.match_info.get("tail"))
     async with _body(request, intent.framing) as body:
         outcome = await context.uploads.create(intent, verified, body)
@@ -80,7 +81,7 @@ async def plain(request: web.Request) -> web.StreamResponse:
 async def made(request: web.Request) -> web.StreamResponse:
     """`HEAD /files?sig=`: the upload that a single-use link made (T-02D)."""
     context = request.app[CONTEXT]
-    verified = await context.gate.upload(token_of(request))
+    verified = await _verified(request)
     upload = await context.uploads.made_by(verified.terms)
     if upload is None:
         raise refuse("not-found", "the link has made no upload yet")
@@ -90,8 +91,17 @@ async def made(request: web.Request) -> web.StreamResponse:
     return respond(request, Reply(204, (("Location", location), *head.headers)))
 
 
+async def _verified(request: web.Request) -> VerifiedUpload:
+    verified = await request.app[CONTEXT].gate.upload(token_of(request))
+    access_of(request).by_link(verified)
+    return verified
+
+
 def _location(request: web.Request, outcome: Created) -> str:
-    access_of(request).about_upload(outcome.upload.id)
+    access = access_of(request)
+    access.about_upload(outcome.upload.id)
+    if outcome.upload.complete and outcome.upload.concat_kind is not ConcatKind.PARTIAL:
+        access.about_file(outcome.upload.file_id)
     return request.app[CONTEXT].origin.upload(request, outcome.upload.id)
 
 

@@ -151,6 +151,7 @@ async def test_records_of_a_request_name_its_upload(
 async def test_c2_lost_bytes_of_a_file_are_an_error_of_ours(here: Site, log: io.StringIO) -> None:
     """A file whose bytes are gone is 500 `internal` and an ERROR with its id: no retry brings them back."""
     file_id = await here.upload(b"hello")
+    await here.service.tasks.drain()
     (stored,) = here.leftovers()
     (here.service.settings.data / stored).unlink()
     answer = await here.ask("GET", here.download_link(file_id))
@@ -252,3 +253,15 @@ async def test_a_stop_does_not_wait_for_work_that_hangs(tmp_path: Path, log: io.
         await here.service.stop()
     assert hanging.cancelled()
     assert lines(log, "tasks_cancelled")[0]["count"] == 1
+
+
+async def test_a_link_is_told_by_its_key_and_a_hash(here: Site, log: io.StringIO) -> None:
+    """The line of a creation names key, upload and file, and no token; so does that of a download."""
+    link = here.link()
+    file_id = (await here.ask("PUT", link, {}, b"hello")).json["file_id"]
+    made = await line_of(log, method="PUT")
+    await here.fetch(file_id)
+    got = await line_of(log, method="GET")
+    assert (made["kid"], made["file_id"], got["kid"]) == (here.key.kid, file_id, here.key.kid)
+    assert len(made["jti"]) < 20
+    assert link.partition("sig=")[2] not in log.getvalue()
