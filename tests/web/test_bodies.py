@@ -47,6 +47,13 @@ def gate(here: Site, name: str) -> Gate:
     return made
 
 
+def preparing(here: Site) -> Gate:
+    """A writer that has its lease waits before it reads."""
+    receiver: Any = here.service.context.uploads._receiver
+    receiver.receive = made = Gate(receiver.receive)
+    return made
+
+
 @pytest.fixture
 def noticed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What connections heard of their ends: `eof`, `lost`."""
@@ -266,7 +273,7 @@ async def test_a_body_stopped_before_its_first_read_is_not_asked_for(here: Site)
     """A PATCH that is taken over before it reads says nothing of 100, and its answer is 423."""
     path = await here.create(10)
     await here.patch(path, 0, b"hello")
-    reading = gate(here, "ledger")
+    reading = preparing(here)
     line = await here.line()
     await line.send(patch(path, 5, 5, b"", ("Expect", "100-continue")))
     await reading.reached.wait()
@@ -286,7 +293,7 @@ async def test_a_body_stopped_before_its_first_read_keeps_what_came(here: Site) 
     """What had come of a body when the service began to stop is committed, read or not."""
     path = await here.create(10)
     await here.patch(path, 0, b"hello")
-    reading = gate(here, "ledger")
+    reading = preparing(here)
     line = await here.line()
     await line.send(patch(path, 5, 5, b"wor"))
     await reading.reached.wait()
@@ -307,8 +314,8 @@ async def test_a_slow_disk_is_not_the_clients_silence(tmp_path: Path, monkeypatc
         path = await here.create(len(content) + 1)
         writing = Gate(DiskAppender.write)
 
-        async def write(self: DiskAppender, piece: memoryview) -> None:
-            await writing(self, piece)
+        async def write(self: DiskAppender, piece: memoryview, *, last: bool) -> None:
+            await writing(self, piece, last=last)
 
         monkeypatch.setattr(DiskAppender, "write", write)
         line = await here.line()
@@ -358,7 +365,7 @@ async def test_before_the_first_read_no_silence_counts(tmp_path: Path) -> None:
     async with site(tmp_path, clock=clock) as here:
         path = await here.create(10)
         await here.patch(path, 0, b"hello")
-        reading = gate(here, "ledger")
+        reading = preparing(here)
         line = await here.line()
         await line.send(patch(path, 5, 5, b"world"))
         await reading.reached.wait()

@@ -239,9 +239,9 @@ def test_a_reader_that_is_late_stops_the_client(tmp_path: Path, loop: Loop, monk
     """While storage stalls a body has two buffers at most, and the rest stays with the client."""
     stalled, write = asyncio.Event(), DiskAppender.write
 
-    async def late(self: DiskAppender, piece: memoryview) -> None:
+    async def late(self: DiskAppender, piece: memoryview, *, last: bool) -> None:
         await stalled.wait()
-        await write(self, piece)
+        await write(self, piece, last=last)
 
     monkeypatch.setattr(DiskAppender, "write", late)
 

@@ -183,7 +183,7 @@ async def test_O6_a_segment_of_several_is_gone(machine: Machine, lose: int) -> N
             for segment in machine.segments(here.upload_id(path)):
                 await asyncio.to_thread(longer, segment)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("service.storage.filesystem.appender.DiskAppender.trust", lambda _: None)
+                patch.setattr("service.storage.filesystem.appender.DiskAppender._trust", lambda _: None)
                 assert (await here.patch(path, at, CONTENT[at:end])).status == 204
             at = end
         ledger = await here.service.metadata.ledger(here.upload_id(path))
