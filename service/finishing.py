@@ -18,6 +18,7 @@ from service import hashing
 from service.clock import Clock
 from service.events import EventMaker
 from service.files import discard_all
+from service.hooks import Hooks
 from service.metadata.base import Advance, Conflict, Ending, Lease, MetadataStore
 from service.metrics import Metrics
 from service.model import Block, ConcatKind, File, Manifest, Part, State, Upload
@@ -44,6 +45,7 @@ class Finisher:
         metrics: Metrics,
         events: EventMaker,
         changed: Callable[[str], None],
+        hooks: Hooks,
     ) -> None:
         self._metadata = metadata
         self._storage = storage
@@ -52,6 +54,7 @@ class Finisher:
         self._metrics = metrics
         self._events = events
         self._changed = changed
+        self._hooks = hooks
 
     async def finish(
         self,
@@ -70,6 +73,7 @@ class Finisher:
 
         Raises:
             StorageError, MetadataError: worth a retry; the upload stays `finishing`.
+            Refusal: hook-unavailable, worth a retry; the upload stays `finishing`.
             Conflict: the lease was lost meanwhile.
         """
         if upload.state is not State.FINISHING or upload.suspect:
@@ -84,6 +88,8 @@ class Finisher:
             log.exception("upload_lost", upload_id=upload.id)
             return await self.fail(upload, LOST, epoch=lease.epoch, free_link=True)
         file, problem = await self._file(upload, stored, manifest, head)
+        if problem is None:
+            problem = await self._hooks.before_file(file, upload)
         if problem is not None:
             return await self.fail(upload, problem, epoch=lease.epoch)
         return await self._publish(upload, lease, file)

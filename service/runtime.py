@@ -23,6 +23,7 @@ from service.changes import Changes
 from service.claiming import Claiming
 from service.clock import Clock, SystemClock, new_event_id
 from service.crashes import run_recorded
+from service.delivery import CONCURRENCY, Delivery
 from service.directory import DataDirectory
 from service.downloads import Downloads
 from service.duties import Duties
@@ -48,7 +49,7 @@ from service.settling import Settling
 from service.starting import naming
 from service.storage.filesystem import FilesystemStorage
 from service.storage.wrappers import MeteredStorage
-from service.stores import make_policy, make_storage, storage_setting
+from service.stores import make_hooks, make_policy, make_storage, make_webhooks, storage_setting
 from service.tasks import Tasks
 from service.uploads import Uploads
 from service.web.app import make_app
@@ -171,6 +172,8 @@ async def claimed(settings: Settings, *, beside: bool = False) -> AsyncIterator[
             if alone:
                 # whoever held a lease is gone
                 await metadata.drop_leases()
+            # before the first event that is for them
+            await metadata.outbox.register({endpoint.id: endpoint.url for endpoint in settings.endpoints})
             await stack.enter_async_context(run_recorded(metadata, settings, directory.others))
         await asyncio.to_thread(directory.settle)
         yield Claim(directory, public, operations, keys, alone)
@@ -207,12 +210,12 @@ async def running(
         with naming(storage_setting(settings)):
             await storage.open()
         policy = make_policy(settings)
-        changes = Changes()
-        events = EventMaker(new_event_id)
+        changes, events = Changes(), EventMaker(new_event_id)
         process = share.process if share else new_process()
         leases, duties = Leases(metadata, clock, metrics, process), Duties(metadata, clock, process)
+        hooks = make_hooks(settings, clock, metrics, stack)
         files = Files(metadata, storage, clock, events, changes.changed)
-        finisher = Finisher(metadata, storage, policy, clock, metrics, events, changes.changed)
+        finisher = Finisher(metadata, storage, policy, clock, metrics, events, changes.changed, hooks)
         tasks, lookup = Tasks(), Lookup(metadata, clock)
         settling = Settling(
             metadata=metadata,
@@ -240,6 +243,7 @@ async def running(
                 policy=policy,
                 clock=clock,
                 events=events,
+                hooks=hooks,
             ),
             receiver=Receiver(metadata, storage, policy, clock, metrics, changes.changed),
             finisher=finisher,
@@ -268,11 +272,13 @@ async def running(
             accel_prefix=settings.accel_prefix if settings.download_mode == "accel" else None,
             redirect=settings.download_mode == "redirect",
         )
-        janitor = Janitor(metadata, settling, files, policy, clock, metrics)
+        janitor = Janitor(metadata, settling, files, policy, clock, metrics, event_seconds=settings.event_retention)
+        delivery = _delivery(settings, metadata, clock, metrics, stack)
         for work in (
             leases.run(),
             janitor.run(settings.sweep_interval, duties),
             *([rechecker.run()] if rechecker is not None else []),
+            *([delivery.run(duties)] if delivery is not None else []),
             _watch_keys(keys),
             _watch_loop(metrics, buffered),
         ):
@@ -316,6 +322,19 @@ async def _joined(settings: Settings, share: Share) -> AsyncIterator[Claim]:
         yield Claim(DataDirectory(settings.data), public, operations, keys)
     finally:
         await public.close()
+
+
+def _delivery(
+    settings: Settings, metadata: SqlMetadata, clock: Clock, metrics: Metrics, stack: contextlib.AsyncExitStack
+) -> Delivery | None:
+    """What sends events to their receivers, if there are any; hears of each that is committed here."""
+    if not settings.endpoints:
+        return None
+    sender = make_webhooks(settings, clock, connections=CONCURRENCY * len(settings.endpoints))
+    stack.push_async_callback(sender.close)
+    delivery = Delivery(metadata.outbox, sender, settings.endpoints, clock, metrics)
+    metadata.told = delivery.wake
+    return delivery
 
 
 def new_process() -> str:

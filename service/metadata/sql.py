@@ -30,6 +30,7 @@ from service.metadata.base import (
     Tombstone,
     Totals,
 )
+from service.metadata.delivering import SqlOutbox
 from service.metadata.engine import Durability, make_engine, parse_url
 from service.metadata.schema import REVISION, revision
 from service.metadata.worker import Worker
@@ -71,6 +72,9 @@ class SqlMetadata:
         self._read_only = read_only
         self._writer = Worker(partial(self._engine, writes=True), "metadata-writes", writes=True)
         self._reader = Worker(partial(self._engine, writes=False), "metadata-reads", writes=False)
+        self.outbox = SqlOutbox(self._write, self._read)
+        #: called after each change that events tell of
+        self.told: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
         return f"<SqlMetadata {self._url.render_as_string(hide_password=True)} {self._durability}>"
@@ -84,8 +88,13 @@ class SqlMetadata:
             read_only=self._read_only,
         )
 
-    async def _write(self, work: Callable[[Connection], T], *, durable: bool = False) -> T:
-        return await self._writer.run(work, durable=durable)
+    async def _write(
+        self, work: Callable[[Connection], T], *, durable: bool = False, outbox: Sequence[Event] = ()
+    ) -> T:
+        done = await self._writer.run(work, durable=durable)
+        if outbox:
+            self.told()
+        return done
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         return await self._reader.run(work)
@@ -119,7 +128,9 @@ class SqlMetadata:
     async def create_upload(
         self, upload: Upload, use: LinkUse, *, events: Sequence[Event] = (), durable: bool = False
     ) -> None:
-        await self._write(partial(writes.create_upload, upload=upload, use=use, outbox=events), durable=durable)
+        await self._write(
+            partial(writes.create_upload, upload=upload, use=use, outbox=events), durable=durable, outbox=events
+        )
 
     async def link_use(self, issuer: str, jti: str) -> LinkUse | None:
         return await self._read(partial(reads.link_use, issuer=issuer, jti=jti))
@@ -172,7 +183,7 @@ class SqlMetadata:
         durable: bool = False,
     ) -> Upload:
         work = partial(writes.publish, upload_id=upload_id, epoch=epoch, file=file, outbox=events, now=now)
-        return await self._write(work, durable=durable)
+        return await self._write(work, durable=durable, outbox=events)
 
     async def end_upload(
         self,
@@ -191,7 +202,7 @@ class SqlMetadata:
             expected=expected,
             unexpired_before=unexpired_before,
         )
-        return await self._write(work, durable=True)
+        return await self._write(work, durable=True, outbox=ending.events)
 
     async def begin_run(self, run: str, boot: str, *, unsynced: bool) -> Begun:
         return await self._write(partial(crashes.begin_run, run=run, boot=boot, unsynced=unsynced), durable=True)
@@ -245,10 +256,11 @@ class SqlMetadata:
         return await self._read(partial(reads.file, file_id=file_id))
 
     async def delete_file(self, file_id: FileId, *, now: float, events: Sequence[Event] = ()) -> File:
-        return await self._write(partial(writes.delete_file, file_id=file_id, now=now, outbox=events), durable=True)
+        work = partial(writes.delete_file, file_id=file_id, now=now, outbox=events)
+        return await self._write(work, durable=True, outbox=events)
 
     async def tell_of_file(self, file_id: FileId, *, events: Sequence[Event]) -> None:
-        await self._write(partial(writes.tell_of_file, file_id=file_id, outbox=events))
+        await self._write(partial(writes.tell_of_file, file_id=file_id, outbox=events), outbox=events)
 
     async def expired_uploads(self, *, now: float, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
         return await self._read(partial(reads.expired_uploads, now=now, limit=limit, after=after))

@@ -14,13 +14,14 @@ from service.metadata.base import MetadataStore
 from tests.contract.metadata_crashes import CrashContract
 from tests.contract.metadata_leases import LeaseContract
 from tests.contract.metadata_model import WalkContract
+from tests.contract.metadata_outbox import OutboxContract
 from tests.contract.metadata_upkeep import UpkeepContract
 from tests.contract.metadata_uploads import UploadContract
 
 MakeStore = Callable[[], Awaitable[MetadataStore]]
 
 
-class MetadataContract(UploadContract, LeaseContract, UpkeepContract, CrashContract, WalkContract):
+class MetadataContract(UploadContract, LeaseContract, UpkeepContract, OutboxContract, CrashContract, WalkContract):
     """Every sentence of `service.metadata.base`."""
 
     @pytest.fixture
