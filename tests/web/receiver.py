@@ -97,6 +97,10 @@ class Receiver:
         ordered = sorted(first.values(), key=self.got.index)
         return [each.type for each in ordered if file_id in (None, each.data["file_id"])]
 
+    async def until_told_of(self, count: int) -> None:
+        """Something came of so many files, whatever it answered."""
+        await until(lambda: len({each.data["file_id"] for each in self.messages}) >= count)
+
     async def until(self, count: int) -> None:
         """It got so many."""
         await until(lambda: len(self.got) >= count)
