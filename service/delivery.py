@@ -224,8 +224,8 @@ class _Line:
             told.info("event_postponed", again_in=round(next_at - now))
 
     async def _try(self, due: Due) -> Result:
-        payload = json.dumps(payload_of(due.event), separators=(",", ":"))
         try:
+            payload = json.dumps(payload_of(due.event), separators=(",", ":"))
             answer = await self._sender.post(self.endpoint, due.event.id, payload, seconds=TIMEOUT_SECONDS)
         except Unsent as error:
             log.debug("event_unsent", endpoint=self.endpoint.id, event_id=due.event.id, reason=str(error))

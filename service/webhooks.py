@@ -68,13 +68,14 @@ class Webhooks:
         self._agent = agent
         self._allowed = partial(allowed, networks=tuple(networks))
         self._connections = connections
+        self._resolver: _Resolver | None = None
         self._session: ClientSession | None = None
 
     async def close(self) -> None:
         """No connection is left."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        if self._session is not None and self._resolver is not None:
+            await self._session.close()
+            await self._resolver.close()
 
     async def post(self, target: Target, message_id: str, payload: str, *, seconds: float) -> Answer:
         """See Sender."""
@@ -110,9 +111,8 @@ class Webhooks:
 
     def _open(self) -> ClientSession:
         if self._session is None:
-            connector = TCPConnector(
-                resolver=_Resolver(self._allowed), limit=self._connections, keepalive_timeout=_KEEP_SECONDS
-            )
+            self._resolver = _Resolver(self._allowed)
+            connector = TCPConnector(resolver=self._resolver, limit=self._connections, keepalive_timeout=_KEEP_SECONDS)
             self._session = ClientSession(
                 connector=connector,
                 cookie_jar=DummyCookieJar(),

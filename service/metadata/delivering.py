@@ -40,7 +40,7 @@ _MOST: Final = 2**62
 
 _ENDPOINT = Prepared(select(endpoints).where(ends.id == bindparam("of_endpoint")))
 _NEWEST = Prepared(select(func.coalesce(func.max(told.seq), 0).label("seq")))
-_NEWS = Prepared(select(exists().where(told.seq > bindparam("after")).label("news")))
+_NEWS = Prepared(select(told.seq).where(told.seq > bindparam("after")).limit(1))
 _DUE = Prepared(
     select(events, ways.file_id, ways.attempts)
     .join_from(deliveries, events, told.seq == ways.seq)
@@ -55,11 +55,9 @@ _BEHIND = Prepared(
     .limit(bindparam("at_most"))
 )
 _WAITED_FOR = Prepared(
-    select(
-        exists()
-        .where(ways.endpoint == bindparam("of_endpoint"), ways.file_id == bindparam("of_file"), _PENDING)
-        .label("waits")
-    )
+    select(ways.seq)
+    .where(ways.endpoint == bindparam("of_endpoint"), ways.file_id == bindparam("of_file"), _PENDING)
+    .limit(1)
 )
 _PUT = Prepared(insert(deliveries), columns=("endpoint", "seq", "file_id", "attempts", "due_at"))
 _MOVE = Prepared(update(endpoints).where(ends.id == bindparam("of_endpoint")).values(seq=bindparam("new_seq")))
@@ -172,7 +170,7 @@ def outlook(connection: Connection, endpoint: str, now: float, limit: int) -> Ou
     row = _ENDPOINT.first(connection, {"of_endpoint": endpoint})
     if row is None or not row.configured or row.disabled_at is not None:
         return Outlook(active=False)
-    news = bool(_NEWS.first(connection, {"after": row.seq}).news)
+    news = _NEWS.first(connection, {"after": row.seq}) is not None
     rows = _DUE.all(connection, {"of_endpoint": endpoint, "now": now, "at_most": limit})
     due = tuple(Due(each.seq, each.file_id, each.attempts, load_event(each)[1]) for each in rows)
     return Outlook(True, news, due)
@@ -193,7 +191,7 @@ def take_in(connection: Connection, endpoint: str, wants: Callable[[str], bool],
         file_id = _file_of(event)
         if file_id not in waited_for:
             bound = {"of_endpoint": endpoint, "of_file": file_id}
-            waited_for[file_id] = bool(_WAITED_FOR.first(connection, bound).waits)
+            waited_for[file_id] = _WAITED_FOR.first(connection, bound) is not None
         due_at = None if waited_for[file_id] else now
         taken.append({"endpoint": endpoint, "seq": event.seq, "file_id": file_id, "attempts": 0, "due_at": due_at})
         waited_for[file_id] = True

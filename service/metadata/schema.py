@@ -229,6 +229,6 @@ deliveries = Table(
     Column("failed_at", Double),
     Column("result", Text),
     Index("deliveries_seq", "seq"),
-    Index("deliveries_due", "endpoint", "due_at", **_where("due_at IS NOT NULL")),
+    Index("deliveries_due", "endpoint", "due_at", "seq", **_where("due_at IS NOT NULL")),
     Index("deliveries_pending", "endpoint", "file_id", "seq", **_where("failed_at IS NULL")),
 )
