@@ -88,10 +88,12 @@ class SqlMetadata:
             read_only=self._read_only,
         )
 
-    async def _write(
-        self, work: Callable[[Connection], T], *, durable: bool = False, outbox: Sequence[Event] = ()
-    ) -> T:
-        done = await self._writer.run(work, durable=durable)
+    async def _write(self, work: Callable[[Connection], T], *, durable: bool = False) -> T:
+        return await self._writer.run(work, durable=durable)
+
+    async def _tell(self, outbox: Sequence[Event], work: Callable[[Connection], T], *, durable: bool = False) -> T:
+        """As `_write`, of a change that these events tell of."""
+        done = await self._write(work, durable=durable)
         if outbox:
             self.told()
         return done
@@ -128,9 +130,8 @@ class SqlMetadata:
     async def create_upload(
         self, upload: Upload, use: LinkUse, *, events: Sequence[Event] = (), durable: bool = False
     ) -> None:
-        await self._write(
-            partial(writes.create_upload, upload=upload, use=use, outbox=events), durable=durable, outbox=events
-        )
+        work = partial(writes.create_upload, upload=upload, use=use, outbox=events)
+        await self._tell(events, work, durable=durable)
 
     async def link_use(self, issuer: str, jti: str) -> LinkUse | None:
         return await self._read(partial(reads.link_use, issuer=issuer, jti=jti))
@@ -183,7 +184,7 @@ class SqlMetadata:
         durable: bool = False,
     ) -> Upload:
         work = partial(writes.publish, upload_id=upload_id, epoch=epoch, file=file, outbox=events, now=now)
-        return await self._write(work, durable=durable, outbox=events)
+        return await self._tell(events, work, durable=durable)
 
     async def end_upload(
         self,
@@ -202,7 +203,7 @@ class SqlMetadata:
             expected=expected,
             unexpired_before=unexpired_before,
         )
-        return await self._write(work, durable=True, outbox=ending.events)
+        return await self._tell(ending.events, work, durable=True)
 
     async def begin_run(self, run: str, boot: str, *, unsynced: bool) -> Begun:
         return await self._write(partial(crashes.begin_run, run=run, boot=boot, unsynced=unsynced), durable=True)
@@ -257,10 +258,10 @@ class SqlMetadata:
 
     async def delete_file(self, file_id: FileId, *, now: float, events: Sequence[Event] = ()) -> File:
         work = partial(writes.delete_file, file_id=file_id, now=now, outbox=events)
-        return await self._write(work, durable=True, outbox=events)
+        return await self._tell(events, work, durable=True)
 
     async def tell_of_file(self, file_id: FileId, *, events: Sequence[Event]) -> None:
-        await self._write(partial(writes.tell_of_file, file_id=file_id, outbox=events), outbox=events)
+        await self._tell(events, partial(writes.tell_of_file, file_id=file_id, outbox=events))
 
     async def expired_uploads(self, *, now: float, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
         return await self._read(partial(reads.expired_uploads, now=now, limit=limit, after=after))
