@@ -198,7 +198,7 @@ class _Line:
 
     async def _send(self, due: Due) -> None:
         began = self._clock.monotonic()
-        result = await self._try(due)
+        result, detail = await self._try(due)
         self._metrics.webhook_delivered(self.endpoint.id, result)
         now = self._clock.now()
         next_at = None if result == "ok" else again_at(due.attempts + 1, now, self._chance())
@@ -206,6 +206,7 @@ class _Line:
             endpoint=self.endpoint.id,
             event_id=due.event.id,
             result=result,
+            came=detail,
             tries=due.attempts + 1,
             seconds=round(self._clock.monotonic() - began, 3),
         )
@@ -223,17 +224,17 @@ class _Line:
         else:
             told.info("event_postponed", again_in=round(next_at - now))
 
-    async def _try(self, due: Due) -> Result:
+    async def _try(self, due: Due) -> tuple[Result, str]:
+        """What it came to, in a word, and in more for the log."""
         try:
             payload = json.dumps(payload_of(due.event), separators=(",", ":"))
             answer = await self._sender.post(self.endpoint, due.event.id, payload, seconds=TIMEOUT_SECONDS)
         except Unsent as error:
-            log.debug("event_unsent", endpoint=self.endpoint.id, event_id=due.event.id, reason=str(error))
-            return error.result
+            return error.result, error.detail
         except Exception:
             log.exception("event_send_failed", endpoint=self.endpoint.id, event_id=due.event.id)
-            return "error"
-        return answer.result
+            return "error", "a fault of attachd"
+        return answer.result, str(answer.status)
 
     async def _recorded(self, due: Due, result: Result, next_at: float | None, now: float) -> bool:
         try:

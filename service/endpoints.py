@@ -22,9 +22,9 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, Final, Literal, cast
 from urllib.parse import urlsplit
 
@@ -40,6 +40,7 @@ MOST_ENDPOINTS: Final = 32
 #: a client waits while a hook is asked (contract, section 9)
 MOST_BUDGET_SECONDS: Final = 3
 
+Network = IPv4Network | IPv6Network
 OnFailure = Literal["open", "closed"]
 HookName = Literal["pre_create", "pre_finish"]
 
@@ -49,6 +50,10 @@ _MARK: Final = "whsec_"
 _SECRET_BYTES: Final = range(24, 65)
 _PATTERNS: Final = frozenset(EVENT_TYPES) | {"upload.*", "file.*"}
 _NUMERIC: Final = re.compile(r"[0-9.]+")
+#: RFC 6052: IPv4 addresses as translators have them
+_NAT64: Final = IPv6Network("64:ff9b::/96")
+#: RFC 4291 2.4: all the rest is special, or not given out
+_UNICAST: Final = IPv6Network("2000::/3")
 _QUERY: Final = re.compile(r"\?.*", re.DOTALL)
 
 _URL_IS: Final = "http:// or https:// and a host, perhaps a path and a query, such as https://chat.example.com/events"
@@ -66,6 +71,16 @@ class Target:
     def shown(self) -> str:
         """The URL for people: a query may hold what is secret."""
         return _QUERY.sub("?***", self.url)
+
+    @property
+    def address(self) -> str | None:
+        """The address in the URL, where that is no name."""
+        host = urlsplit(self.url).hostname or ""
+        try:
+            ip_address(host)
+        except ValueError:
+            return None
+        return host
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,3 +225,23 @@ def _is_secret(value: object) -> bool:
         return len(base64.b64decode(value.removeprefix(_MARK), validate=True)) in _SECRET_BYTES
     except (binascii.Error, ValueError):
         return False
+
+
+def allowed(text: str, networks: Sequence[Network]) -> bool:
+    """Whether an address may be connected to: it is public, or one of the networks has it."""
+    address = ip_address(text)
+    inner = _inner(address)
+    if any(each in network for each in (address, inner) for network in networks):
+        return True
+    if isinstance(inner, IPv6Address) and inner not in _UNICAST:
+        return False
+    return inner.is_global and not (inner.is_multicast or inner.is_reserved)
+
+
+def _inner(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """The IPv4 address that an IPv6 one stands for."""
+    if not isinstance(address, IPv6Address):
+        return address
+    if address in _NAT64:
+        return IPv4Address(int(address) & (2**32 - 1))
+    return address.ipv4_mapped or address.sixtofour or address

@@ -114,18 +114,17 @@ class Hooks:
         payload = json.dumps(question, separators=(",", ":"))
         try:
             answer = await self._sender.post(hook, question_id, payload, seconds=hook.budget)
-            result = answer.result
+            result, came = answer.result, str(answer.status)
         except Unsent as error:
-            answer, result = None, error.result
+            answer, result, came = None, error.result, error.detail
         self._metrics.webhook_delivered(name, result)
         if answer is not None and result == "ok":
             return None
         if answer is not None and answer.status // 100 == 4 and answer.status not in _NOT_ABOUT_IT:
             log.info("hook_refused", hook=name, question_id=question_id, code=answer.status)
             return Problem("hook-refused", _detail(answer), close=True)
-        code = answer.status if answer is not None else None
         log.warning(
-            "hook_failed", hook=name, question_id=question_id, reason=result, code=code, on_failure=hook.on_failure
+            "hook_failed", hook=name, question_id=question_id, reason=result, came=came, on_failure=hook.on_failure
         )
         if hook.on_failure == "open":
             return None

@@ -44,6 +44,7 @@ class Unsent(Exception):
     def __init__(self, result: Result, detail: str) -> None:
         super().__init__(f"{result}: {detail}")
         self.result = result
+        self.detail = detail
 
 
 class Sender(Protocol):

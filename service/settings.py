@@ -217,6 +217,16 @@ class Settings(BaseModel):
             raise _contradiction("download_mode", "proxy or accel: redirect needs storage s3")
         return self
 
+    @model_validator(mode="after")
+    def _webhook_contradictions(self) -> Self:
+        hooks = {"hook pre_create": self.hooks.pre_create, "hook pre_finish": self.hooks.pre_finish}
+        targets = {f"endpoint {each.id}": each for each in self.endpoints} | hooks
+        for name, target in targets.items():
+            if target and target.address and not outward.allowed(target.address, self.webhook_networks):
+                right = f"networks of which one has {target.address}, where {name} is: it is not public"
+                raise _contradiction("webhook_networks", right)
+        return self
+
     def _check_s3(self) -> None:
         if self.s3_bucket is None:
             raise _contradiction("s3_bucket", "the name of a bucket, with storage s3")

@@ -21,9 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final
-from urllib.parse import urlsplit
 
 from aiohttp import (
     ClientConnectorDNSError,
@@ -38,20 +36,14 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from standardwebhooks import Webhook
 
 from service.clock import Clock
-from service.endpoints import Target
+from service.endpoints import Network, Target, allowed
 from service.outward import Answer, Unsent
-
-Network = IPv4Network | IPv6Network
 
 #: of an answer's body, which may say why an upload is refused
 _MOST_BODY: Final = 4096
 #: most servers keep an idle connection for two seconds or more; a POST on one that was just closed is lost
 _KEEP_SECONDS: Final = 1.0
 _LOOKUPS: Final = 4
-#: RFC 6052: IPv4 addresses as translators have them
-_NAT64: Final = IPv6Network("64:ff9b::/96")
-#: RFC 4291 2.4: all the rest is special, or not given out
-_UNICAST: Final = IPv6Network("2000::/3")
 
 
 class Webhooks:
@@ -81,7 +73,9 @@ class Webhooks:
         """See Sender."""
         answer: Answer | None = None
         try:
-            self._check_literal(target.url)
+            if target.address is not None and not self._allowed(target.address):
+                # aiohttp asks no resolver about an address
+                raise _Forbidden("the address is not public, nor in webhook_networks")
             async with (
                 asyncio.timeout(seconds),
                 self._open().post(
@@ -117,7 +111,9 @@ class Webhooks:
                 connector=connector,
                 cookie_jar=DummyCookieJar(),
                 timeout=ClientTimeout(total=None),
-                headers={"User-Agent": self._agent},
+                # what little is read of an answer is read as it comes
+                headers={"User-Agent": self._agent, "Accept-Encoding": "identity"},
+                auto_decompress=False,
             )
         return self._session
 
@@ -131,16 +127,6 @@ class Webhooks:
             "webhook-timestamp": str(now),
             "webhook-signature": " ".join(signatures),
         }
-
-    def _check_literal(self, url: str) -> None:
-        """aiohttp asks no resolver about an address."""
-        host = urlsplit(url).hostname or ""
-        try:
-            ip_address(host)
-        except ValueError:
-            return
-        if not self._allowed(host):
-            raise _Forbidden("the address is not public, and webhook_networks does not name its network")
 
 
 class _Forbidden(OSError):
@@ -179,26 +165,6 @@ class _Resolver(AbstractResolver):
     async def close(self) -> None:
         """Look-ups that run end by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def allowed(text: str, networks: Sequence[Network]) -> bool:
-    """Whether an address may be connected to: it is public, or one of the networks has it."""
-    address = ip_address(text)
-    inner = _inner(address)
-    if any(each in network for each in (address, inner) for network in networks):
-        return True
-    if isinstance(inner, IPv6Address) and inner not in _UNICAST:
-        return False
-    return inner.is_global and not (inner.is_multicast or inner.is_reserved)
-
-
-def _inner(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """The IPv4 address that an IPv6 one stands for."""
-    if not isinstance(address, IPv6Address):
-        return address
-    if address in _NAT64:
-        return IPv4Address(int(address) & (2**32 - 1))
-    return address.ipv4_mapped or address.sixtofour or address
 
 
 @lru_cache(maxsize=256)

@@ -9,10 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from service.commands.config import check_config
-from service.endpoints import EVENT_TYPES, MOST_ENDPOINTS, Endpoint, Hook, HookSet
+from service.endpoints import EVENT_TYPES, MOST_ENDPOINTS, Endpoint, Hook, HookSet, allowed
 from service.events import EventMaker
 from service.settings import SettingsError, describe, load
-from service.webhooks import allowed
 from tests.contract.metadata_values import make_file, make_upload
 
 OLD = "whsec_" + base64.b64encode(b"o" * 24).decode()
@@ -40,11 +39,13 @@ on_failure = "open"
 url = "https://chat.example.com/may"
 secrets = ["{OLD}"]
 """
+#: where `audit` is
+ALLOWS = {"ATTACHD_WEBHOOK_NETWORKS": "10.0.0.0/8"}
 
 
 def test_tables_are_read() -> None:
     """Each table becomes what it says; what is left out has its default."""
-    settings = load({}, GOOD)
+    settings = load(ALLOWS, GOOD)
     chat, audit = settings.endpoints
     assert chat == Endpoint(
         "https://chat.example.com/attachd?key=canary-key", (NEW, OLD), "chat", ("file.*", "upload.failed")
@@ -136,6 +137,24 @@ def test_k4_a_table_that_cannot_work_stops_the_start(toml: str, name: str, right
         assert secret not in line
 
 
+@pytest.mark.parametrize(
+    ("toml", "where"),
+    [
+        (one(url="http://10.1.2.3/events"), "10.1.2.3, where endpoint chat is"),
+        (one(url="http://[fd00::7]:80/"), "fd00::7, where endpoint chat is"),
+        (hook(url="http://127.0.0.1:8000/"), "127.0.0.1, where hook pre_create is"),
+    ],
+)
+def test_k4_an_address_that_would_be_refused_stops_the_start(toml: str, where: str) -> None:
+    """What could never be sent to is named at the start, with the setting that would allow it."""
+    with pytest.raises(SettingsError) as caught:
+        load({}, toml, "a.toml")
+    (line,) = caught.value.problems
+    assert line.startswith("ATTACHD_WEBHOOK_NETWORKS: not set")
+    assert where in line
+    load({"ATTACHD_WEBHOOK_NETWORKS": "10.0.0.0/8,fd00::/8,127.0.0.1"}, toml)
+
+
 @pytest.mark.parametrize("name", ["ENDPOINTS", "HOOKS"])
 def test_the_environment_names_nobody(name: str) -> None:
     """They come from the settings file only, and the refusal says so without the value's secret."""
@@ -146,7 +165,7 @@ def test_the_environment_names_nobody(name: str) -> None:
 
 def test_what_is_shown_has_no_secret() -> None:
     """`check-config`, and a settings object that is printed, show where things go and nothing that signs."""
-    settings = load({}, GOOD)
+    settings = load(ALLOWS, GOOD)
     shown = CliRunner().invoke(check_config, obj=settings).output
     assert "ATTACHD_ENDPOINTS=chat https://chat.example.com/attachd?*** secrets=2 file.* upload.failed; audit" in shown
     assert "ATTACHD_HOOKS=pre_create https://chat.example.com/may secrets=1 budget=2s on_failure=open; pre_f" in shown
