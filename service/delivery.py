@@ -75,14 +75,14 @@ class Delivery:
     """The lines of all endpoints.
 
     Args:
+        endpoints: each with a sender of its own, so that none can use up what another needs.
         chance: draws from [0, 1), for the jitter.
     """
 
     def __init__(
         self,
         outbox: Outbox,
-        sender: Sender,
-        endpoints: Sequence[Endpoint],
+        endpoints: Sequence[tuple[Endpoint, Sender]],
         clock: Clock,
         metrics: Metrics,
         chance: Callable[[], float] = random.random,
@@ -90,7 +90,7 @@ class Delivery:
         self._outbox = outbox
         self._clock = clock
         self._metrics = metrics
-        self._lines = [_Line(outbox, sender, endpoint, clock, metrics, chance) for endpoint in endpoints]
+        self._lines = [_Line(outbox, sender, endpoint, clock, metrics, chance) for endpoint, sender in endpoints]
         metrics.expect_endpoints([line.endpoint.id for line in self._lines])
 
     def wake(self) -> None:
@@ -141,6 +141,7 @@ class _Line:
         self._metrics = metrics
         self._chance = chance
         self._watch = Watch()
+        self._active = True
         #: by file
         self._sending: dict[str, asyncio.Task[None]] = {}
 
@@ -164,6 +165,7 @@ class _Line:
             return False
         try:
             outlook = await self._outbox.outlook(self.endpoint.id, now=self._clock.now(), limit=CONCURRENCY + len(busy))
+            self._look_at(active=outlook.active)
             for due in outlook.due:
                 if due.file_id not in busy and len(self._sending) < CONCURRENCY:
                     self._begin(due)
@@ -177,6 +179,12 @@ class _Line:
             log.exception("line_failed", endpoint=self.endpoint.id)
             return False
         return outlook.news
+
+    def _look_at(self, *, active: bool) -> None:
+        """Once: that nothing is sent, which a 410 began, or a newer service whose settings leave the endpoint out."""
+        if self._active and not active:
+            log.warning("endpoint_inactive", endpoint=self.endpoint.id)
+        self._active = active
 
     def _begin(self, due: Due) -> None:
         task = asyncio.create_task(self._send(due))

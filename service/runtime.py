@@ -330,9 +330,12 @@ def _delivery(
     """What sends events to their receivers, if there are any; hears of each that is committed here."""
     if not settings.endpoints:
         return None
-    sender = make_webhooks(settings, clock, connections=CONCURRENCY * len(settings.endpoints))
-    stack.push_async_callback(sender.close)
-    delivery = Delivery(metadata.outbox, sender, settings.endpoints, clock, metrics)
+    lines = []
+    for endpoint in settings.endpoints:
+        sender = make_webhooks(settings, clock, connections=CONCURRENCY)
+        stack.push_async_callback(sender.close)
+        lines.append((endpoint, sender))
+    delivery = Delivery(metadata.outbox, lines, clock, metrics)
     metadata.told = delivery.wake
     return delivery
 

@@ -43,11 +43,11 @@ from service.outward import Answer, Unsent
 _MOST_BODY: Final = 4096
 #: most servers keep an idle connection for two seconds or more; a POST on one that was just closed is lost
 _KEEP_SECONDS: Final = 1.0
-_LOOKUPS: Final = 4
+_LOOKUPS: Final = 2
 
 
 class Webhooks:
-    """Made for one process; connections are made as they are needed.
+    """For one endpoint, or the hooks; connections are made as they are needed.
 
     Args:
         agent: names this service in the User-Agent.

@@ -4,6 +4,8 @@ Events themselves are written by `MetadataStore`, in the transaction of the chan
 The contract of what is said here, which `tests/contract/metadata_outbox.py` holds against every
 adapter:
 
+- Numbers of events become visible in their order: where transactions may commit in another, the
+  adapter sees to it, for whatever comes to lie before a place would be passed by.
 - An endpoint has a place in the order of events. What lies behind the place is not on its way yet;
   what lies before it was delivered, is pending, was given up, or was not wanted.
 - Of the pending events of one file, the first alone is due at some instant; the next becomes due in

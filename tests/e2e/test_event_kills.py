@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from tests.e2e.killing import Client
-from tests.e2e.lines import create, finish
+from tests.e2e.lines import create, finish, until
 from tests.e2e.listening import assert_agrees, assert_told, backend
 from tests.e2e.process import ServiceProcess
 from tests.e2e.s3_service import KillableService, Nursery
@@ -100,3 +100,6 @@ def test_V1_workers_are_killed(tmp_path: Path) -> None:
             assert_agrees(service.data)
             print(f"\n{rounds} workers killed: {count} events, {len(chat.got)} messages")
             assert count == rounds * 10
+            # what the killed ones counted is counted
+            assert service.metrics()['attachd_webhook_deliveries_total{endpoint="chat",result="ok"}'] >= count
+            until(lambda: service.metrics()['attachd_outbox_pending{endpoint="chat"}'] == 0, "the backlog is counted")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import socket
+import threading
 import time
 from contextlib import AsyncExitStack
 from functools import partial
@@ -396,6 +398,31 @@ async def test_a_name_is_connected_to_where_it_was_looked_at(tmp_path: Path) -> 
             await here.create(5)
             await chat.until(1)
             assert tries(here, "chat", "ok") == 1
+
+
+async def test_V3_a_name_server_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """V3: While one endpoint's name cannot be looked up another gets its events, and other threads are free."""
+    monkeypatch.setattr(delivery, "TIMEOUT_SECONDS", 0.1)
+    answered, look = threading.Event(), socket.getaddrinfo
+
+    def slow(host: str, *args: Any, **options: Any) -> Any:
+        if host == "slow.example":
+            answered.wait(20)
+            raise socket.gaierror("gave up")
+        return look(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    async with receiver() as chat:
+        named = chat.endpoint(url=chat.url.replace("127.0.0.1", "localhost"))
+        dead = chat.endpoint("dead", url="http://slow.example/")
+        async with telling(tmp_path, dead, named) as here:
+            for _ in range(20):
+                await here.create(5)
+            await chat.until(20)
+            await tried(here, "dead", "timeout", 8)
+            async with asyncio.timeout(1):
+                await asyncio.gather(*(asyncio.to_thread(time.sleep, 0.001) for _ in range(20)))
+            answered.set()
 
 
 async def test_nobody_listens(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -24,8 +25,8 @@ def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _logs_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command sets up the log of its process, which here is that of all tests."""
+def _logs_apart(monkeypatch: pytest.MonkeyPatch, log: io.StringIO) -> None:
+    """What the service logs meanwhile is none of the command's output, and stays set up as it is."""
     monkeypatch.setattr(logs, "configure", lambda *_: None)
 
 

@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from click.testing import CliRunner
 
+from service import logs
+from service.commands.gc import gc
 from service.model import State
 from tests.web.harness import OCTETS, TUS, Site, site
 from tests.web.receiver import LOOPBACK, Message, Receiver, hangs, now_clock, receiver
 from tests.web.sweeps import final, logged, state
 from tests.web.traces import count, events
+from tests.web.under_way import until
 
 #: `filename a.txt`, `kind note`
 METADATA = "filename YS50eHQ=,kind bm90ZQ=="
@@ -235,6 +239,34 @@ async def test_C6_a_file_that_nobody_allowed_is_finishing(tmp_path: Path, reply:
         assert (await here.head(path)).offset == 5
         assert await here.stored(path) == b"hello"
         assert [kind for kind, _ in events(here)] == ["upload.created", "file.ready"]
+
+
+async def test_V3_while_a_hook_hangs_the_upload_is_held_no_longer_than_its_budget(tmp_path: Path) -> None:
+    """V3: HEAD is 423 meanwhile and nobody waits; after the budget the lease is free, and the next is asked at once."""
+    async with receiver(reply=hangs) as backend, asking(tmp_path, backend, "pre_finish") as here:
+        path = await here.create(5)
+        sending = asyncio.create_task(here.patch(path, 0, b"hello"))
+        await until(lambda: len(backend.messages) == 1)
+        began = time.monotonic()
+        assert (await here.head(path)).status == 423
+        assert (await here.ask("GET", path)).json["state"] == "finishing"
+        assert time.monotonic() - began < 0.5
+        assert unavailable(await sending)
+        assert not here.service.leases.held_here(here.upload_id(path))
+        backend.reply = lambda _: 204
+        await here.service.janitor.sweep()
+        assert await here.stored(path) == b"hello"
+
+
+async def test_a_sweep_by_hand_asks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`attachd gc` makes no file that the backend refuses."""
+    monkeypatch.setattr(logs, "configure", lambda *_: None)
+    async with receiver(reply=lambda _: 500) as backend, asking(tmp_path, backend, "pre_finish") as here:
+        path, _ = await whole(here)
+        backend.reply = refuses()
+        result = await asyncio.to_thread(CliRunner().invoke, gc, [], obj=here.service.settings)
+        assert result.exit_code == 0, result.output
+        assert (await here.head(path)).status == 410
 
 
 async def test_C6_a_backend_that_died_is_asked_after_a_restart(tmp_path: Path) -> None:
