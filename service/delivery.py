@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -50,6 +51,8 @@ _COUNT_SECONDS: Final = 5.0
 _END_SECONDS: Final = 1.0
 #: events taken in at once; bounds a transaction
 _BATCH: Final = 200
+#: between two of these transactions, which wait for the disk while other processes wait for the database
+_GATHER_SECONDS: Final = 0.02
 _MINUTE: Final = 60.0
 _HOUR: Final = 60 * _MINUTE
 #: between a try and the next: ten tries in just under three days
@@ -142,6 +145,8 @@ class _Line:
         self._chance = chance
         self._watch = Watch()
         self._active = True
+        #: by the monotonic clock
+        self._taken_at = -math.inf
         #: by file
         self._sending: dict[str, asyncio.Task[None]] = {}
 
@@ -152,33 +157,39 @@ class _Line:
         """Sends what is due; until cancelled, and what is under way then has a moment to end."""
         try:
             while True:
-                if not await self._step():
-                    await self._watch.wait(LOOK_SECONDS)
+                pause = await self._step()
+                if pause > 0:
+                    await self._watch.wait(pause)
         finally:
             await self._end()
 
-    async def _step(self) -> bool:
-        """Whether there may be more to do at once."""
+    async def _step(self) -> float:
+        """After how many seconds at most there may be more to do."""
         # what ends while it is asked for may still stand there as due
         busy = set(self._sending)
         if len(busy) >= CONCURRENCY:
-            return False
+            return LOOK_SECONDS
         try:
             outlook = await self._outbox.outlook(self.endpoint.id, now=self._clock.now(), limit=CONCURRENCY + len(busy))
             self._look_at(active=outlook.active)
             for due in outlook.due:
+                busy |= self._sending.keys()
                 if due.file_id not in busy and len(self._sending) < CONCURRENCY:
                     self._begin(due)
-            if outlook.news:
+            if not outlook.news:
+                return LOOK_SECONDS
+            wait = self._taken_at + _GATHER_SECONDS - self._clock.monotonic()
+            if wait <= 0:
+                self._taken_at = self._clock.monotonic()
                 await self._outbox.take_in(self.endpoint.id, self.endpoint.wants, now=self._clock.now(), limit=_BATCH)
         except MetadataError as error:
             log.warning("outbox_unread", endpoint=self.endpoint.id, reason=str(error))
-            return False
+            return LOOK_SECONDS
         except Exception:
             # whatever one event is, others go on
             log.exception("line_failed", endpoint=self.endpoint.id)
-            return False
-        return outlook.news
+            return LOOK_SECONDS
+        return wait
 
     def _look_at(self, *, active: bool) -> None:
         """Once: that nothing is sent, which a 410 began, or a newer service whose settings leave the endpoint out."""

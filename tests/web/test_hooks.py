@@ -298,6 +298,17 @@ async def test_a_creation_with_its_whole_body_is_refused_or_told_to_come_again(t
         assert (again.status, again.slug) == (403, "hook-refused")
 
 
+async def test_a_plain_put_is_told_to_come_again_or_refused(tmp_path: Path) -> None:
+    """A PUT of a whole file: 503 while nobody answers, with the upload kept; the same PUT again hears the refusal."""
+    async with receiver(reply=lambda _: 500) as backend, asking(tmp_path, backend, "pre_finish") as here:
+        link = here.link()
+        first = await here.ask("PUT", link, {}, b"hello")
+        assert unavailable(first)
+        backend.reply = refuses()
+        again = await here.ask("PUT", link, {}, b"hello")
+        assert (again.status, again.slug) == (403, "hook-refused")
+
+
 async def test_open_lets_the_file_pass(tmp_path: Path, log: io.StringIO) -> None:
     """With `on_failure = "open"` a dead backend keeps nobody's file; the log says that it was not asked."""
     lenient = {"on_failure": "open"}
