@@ -8,6 +8,7 @@ from typing import Final
 
 from service.clock import Clock, new_file_id, new_upload_id
 from service.events import EventMaker
+from service.hooks import Hooks
 from service.links import VerifiedUpload
 from service.lookup import Lookup
 from service.metadata.base import Conflict, FileIdTaken, MetadataStore
@@ -35,6 +36,7 @@ class Claiming:
         policy: Policy,
         clock: Clock,
         events: EventMaker,
+        hooks: Hooks,
     ) -> None:
         self._metadata = metadata
         self._room = room
@@ -43,15 +45,17 @@ class Claiming:
         self._policy = policy
         self._clock = clock
         self._events = events
+        self._hooks = hooks
 
     async def claim(self, intent: Create, verified: VerifiedUpload) -> tuple[Upload, bool]:
         """The upload, and whether it is one that the link made before.
 
         Raises:
             Refusal: what `decide_create`, `decide_use` and `decide_final` raise; link-expired;
-                storage-full; locked, when the link is raced.
+                storage-full; hook-refused; hook-unavailable; locked, when the link is raced.
         """
         terms = verified.terms
+        allowed = False
         for _ in range(_TRIES):
             use = await self._metadata.link_use(terms.issuer, terms.jti)
             # only a single-use link has replays to look for
@@ -66,6 +70,10 @@ class Claiming:
             await self._forget_overdue(made.values(), now)
             length = await self._final_length(intent, terms) if intent.partials else intent.length
             await self._room.check(length)
+            if not allowed:
+                # last, so that a backend is asked about what would be made; once, whoever races for the link
+                await self._hooks.before_creation(intent, terms, length)
+                allowed = True
             try:
                 return await self._insert(intent, terms, use, length), False
             except Conflict:

@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "verify": "service.commands.verify:verify",
     "fsck": "service.commands.fsck:fsck",
     "gc": "service.commands.gc:gc",
+    "events": "service.commands.events:events",
     "migrate": "service.commands.migrate:migrate",
 }
 #: where prometheus_client looks for the directory of several processes

@@ -63,3 +63,7 @@ def new_file_id() -> FileId:
 
 def new_event_id() -> str:
     return "evt_" + _base32_130()
+
+
+def new_question_id() -> str:
+    return "hook_" + _base32_130()

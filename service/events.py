@@ -7,8 +7,19 @@ grants anything is ever part of one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from service.model import Event, File, Upload
+
+
+def payload_of(event: Event) -> dict[str, object]:
+    """The event as others see it, in a webhook as in the feed."""
+    return {"type": event.type, "timestamp": render_instant(event.created_at), "id": event.id, "data": event.data}
+
+
+def render_instant(at: float) -> str:
+    """RFC 3339, UTC, whole seconds."""
+    return datetime.fromtimestamp(int(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class EventMaker:

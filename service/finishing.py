@@ -19,6 +19,7 @@ from service import hashing
 from service.clock import Clock
 from service.events import EventMaker
 from service.files import discard_all
+from service.hooks import Hooks
 from service.metadata.base import Advance, Conflict, Ending, Lease, MetadataStore
 from service.metrics import Metrics
 from service.model import Block, ConcatKind, File, Manifest, Part, State, Upload
@@ -47,6 +48,7 @@ class Finisher:
         metrics: Metrics,
         events: EventMaker,
         changed: Callable[[str], None],
+        hooks: Hooks,
         scanning: Scanning | None = None,
     ) -> None:
         """`scanning`: None where files are not scanned."""
@@ -57,6 +59,7 @@ class Finisher:
         self._metrics = metrics
         self._events = events
         self._changed = changed
+        self._hooks = hooks
         self._scanning = scanning
 
     async def finish(
@@ -76,6 +79,7 @@ class Finisher:
 
         Raises:
             StorageError, MetadataError: worth a retry; the upload stays `finishing`.
+            Refusal: hook-unavailable, worth a retry; the upload stays `finishing`.
             Conflict: the lease was lost meanwhile.
         """
         if upload.state is not State.FINISHING or upload.suspect:
@@ -94,6 +98,13 @@ class Finisher:
             return await self.fail(upload, problem, epoch=lease.epoch)
         if self._scanning is not None:
             return await self._scan(self._scanning, upload, lease, file, stored)
+        return await self._publish_allowed(upload, lease, file)
+
+    async def _publish_allowed(self, upload: Upload, lease: Lease, file: File) -> Upload:
+        """The upload, `ready` if the backend does not mind, else `failed`. Raises Refusal: hook-unavailable."""
+        problem = await self._hooks.before_file(file, upload)
+        if problem is not None:
+            return await self.fail(upload, problem, epoch=lease.epoch)
         return await self._publish(upload, lease, file)
 
     async def _scan(self, scanning: Scanning, upload: Upload, lease: Lease, file: File, stored: Stored) -> Upload:
@@ -113,7 +124,7 @@ class Finisher:
             return await self.fail(upload, problem, epoch=lease.epoch, free_link=True)
         file = replace(file, verdict=scanned.verdict)
         if scanned.problem is None:
-            return await self._publish(upload, lease, file)
+            return await self._publish_allowed(upload, lease, file)
         if scanned.signature is None:
             return await self.fail(upload, scanned.problem, epoch=lease.epoch)
         return await self._quarantine(upload, lease, file, scanned.problem, scanned.signature)

@@ -83,6 +83,7 @@ class Janitor:
 
     Args:
         removed: told what was removed: of which kind, how many, and how many bytes.
+        event_seconds: how long events are kept; None: for ever.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Janitor:
         clock: Clock,
         metrics: Metrics,
         removed: Callable[[Kind, int, int], None] = _nobody,
+        event_seconds: float | None = None,
     ) -> None:
         self._metadata = metadata
         self._settling = settling
@@ -102,6 +104,7 @@ class Janitor:
         self._clock = clock
         self._metrics = metrics
         self._removed = removed
+        self._event_seconds = event_seconds
         self._slow: asyncio.Task[_Steps] | None = None
         self._orphans_due = -math.inf
 
@@ -169,6 +172,8 @@ class Janitor:
             # last, because bytes of an ended upload are known by its row
             with steps.attempt("purge"):
                 await self._purge(now)
+            with steps.attempt("forget_events"):
+                await self._forget_events(now)
         with steps.attempt("totals"):
             self._metrics.totals(await self._metadata.totals())
         well = settled and not steps.failed
@@ -204,6 +209,11 @@ class Janitor:
         while forgotten >= _BATCH:
             forgotten = await self._metadata.purge(before=before, link_before=now - LEEWAY_SECONDS, limit=_BATCH)
             self._removed("tombstone", forgotten, 0)
+
+    async def _forget_events(self, now: float) -> None:
+        forgotten = 0 if self._event_seconds is None else _BATCH
+        while forgotten >= _BATCH:
+            forgotten = await self._metadata.outbox.forget(before=now - (self._event_seconds or 0), limit=_BATCH)
 
     async def _settle_and_reclaim(self, duties: Duties | None) -> _Steps:
         steps = _Steps()

@@ -25,13 +25,15 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from service.hashing import ALGORITHMS
 from service.links import RESULTS, Result
 from service.model import Protocol
+from service.outward import RESULTS as DELIVERY_RESULTS
 from service.protocol.problems import KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from service.metadata.base import Totals
+    from service.outward import Result as DeliveryResult
 
 # a `_created` series beside each counter would double the scrape and tell nothing new
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -119,6 +121,7 @@ class Metrics:
         self._make_uploads()
         self._make_edge()
         self._make_inside()
+        self._make_outbox()
         self._gauge("attachd_build_info", "Which attachd this is.", "livemax", "version").labels(version).set(1)
 
     def render(self) -> bytes:
@@ -343,6 +346,34 @@ class Metrics:
     def draining(self, *, on: bool) -> None:
         """Whether the service is stopping."""
         self._draining.set(int(on))
+
+    # events, and who is asked
+    def _make_outbox(self) -> None:
+        self._pending = self._gauge(
+            "attachd_outbox_pending",
+            "Events that wait for an endpoint; counted in the store.",
+            "mostrecent",
+            "endpoint",
+        )
+        self._oldest = self._gauge(
+            "attachd_outbox_oldest_seconds", "How long the oldest of them has waited.", "mostrecent", "endpoint"
+        )
+        self._deliveries = self._counter(
+            "attachd_webhook_deliveries_total", "Tries to send an event, or to ask a hook.", "endpoint", "result"
+        )
+
+    def expect_endpoints(self, names: Sequence[str]) -> None:
+        """These are in the settings: endpoints by id, hooks by name."""
+        _warm(self._deliveries, names, DELIVERY_RESULTS)
+
+    def outbox(self, endpoint: str, pending: int, oldest_seconds: float) -> None:
+        """What waits for the endpoint, as counted in the store."""
+        self._pending.labels(endpoint).set(pending)
+        self._oldest.labels(endpoint).set(oldest_seconds)
+
+    def webhook_delivered(self, endpoint: str, result: DeliveryResult) -> None:
+        """A try ended. `endpoint` is an id of the settings, or a hook's name."""
+        self._deliveries.labels(endpoint, result).inc()
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return _Counter(name, text, labels, registry=self.registry)

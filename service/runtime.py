@@ -19,40 +19,32 @@ from typing import Final
 import structlog
 
 from service import __version__
-from service.at_once import AtOnce
 from service.changes import Changes
-from service.claiming import Claiming
 from service.clock import Clock, SystemClock, new_event_id
 from service.crashes import run_recorded
+from service.delivery import CONCURRENCY, Delivery
 from service.directory import DataDirectory
 from service.downloads import Downloads
 from service.duties import Duties
 from service.events import EventMaker
-from service.files import Files
-from service.finishing import Finisher
 from service.gate import Gate
 from service.janitor import Janitor
 from service.keyfile import KeyFile
 from service.keyset import KeySet, KeySetError, KeyState
 from service.leases import Leases
 from service.listening import Listener
-from service.lookup import Lookup
 from service.metadata.base import SchemaMismatch
 from service.metadata.sql import BUSY_SECONDS, CHECK_SECONDS, SqlMetadata
 from service.metrics import Metrics
 from service.protocol.tus import discovery
-from service.receiving import Receiver
-from service.rechecking import Rechecker
-from service.room import Room
 from service.setting_types import Address, hide_secrets
 from service.settings import Settings
-from service.settling import Settling
 from service.starting import naming
 from service.storage.filesystem import FilesystemStorage
 from service.storage.wrappers import MeteredStorage
-from service.stores import make_policy, make_scanning, make_storage, storage_setting
+from service.stores import make_hooks, make_policy, make_scanning, make_storage, make_webhooks, storage_setting
 from service.tasks import Tasks
-from service.uploads import Uploads
+from service.upload_wiring import Ground, make_upload_side
 from service.web.app import make_app
 from service.web.body import Bodies
 from service.web.context import Context
@@ -173,6 +165,8 @@ async def claimed(settings: Settings, *, beside: bool = False) -> AsyncIterator[
             if alone:
                 # whoever held a lease is gone
                 await metadata.drop_leases()
+            # before the first event that is for them
+            await metadata.outbox.register({endpoint.id: endpoint.url for endpoint in settings.endpoints})
             await stack.enter_async_context(run_recorded(metadata, settings, directory.others))
         await asyncio.to_thread(directory.settle)
         yield Claim(directory, public, operations, keys, alone)
@@ -209,63 +203,15 @@ async def running(
         with naming(storage_setting(settings)):
             await storage.open()
         policy = make_policy(settings)
-        changes = Changes()
-        events = EventMaker(new_event_id)
+        changes, events = Changes(), EventMaker(new_event_id)
         process = share.process if share else new_process()
         leases, duties = Leases(metadata, clock, metrics, process), Duties(metadata, clock, process)
-        files = Files(metadata, storage, clock, events, changes.changed)
-        scanning = make_scanning(settings, storage, clock, metrics)
-        finisher = Finisher(metadata, storage, policy, clock, metrics, events, changes.changed, scanning)
-        tasks, lookup, room = Tasks(), Lookup(metadata, clock), Room(metadata, storage, policy, clock)
-        settling = Settling(
-            metadata=metadata,
-            storage=storage,
-            leases=leases,
-            finisher=finisher,
-            files=files,
-            clock=clock,
-            events=events,
-            tasks=tasks,
-            changed=changes.changed,
-        )
-        rechecker = None
-        if isinstance(inner, FilesystemStorage):
-            rechecker = Rechecker(metadata, storage, inner.salvage, leases, clock, metrics, settling.checked)
-        uploads = Uploads(
-            metadata=metadata,
-            leases=leases,
-            lookup=lookup,
-            at_once=None
-            if scanning is not None
-            else AtOnce(
-                metadata=metadata,
-                storage=storage,
-                room=room,
-                policy=policy,
-                clock=clock,
-                metrics=metrics,
-                events=events,
-                tasks=tasks,
-            ),
-            claiming=Claiming(
-                metadata=metadata,
-                room=room,
-                lookup=lookup,
-                settling=settling,
-                policy=policy,
-                clock=clock,
-                events=events,
-            ),
-            receiver=Receiver(metadata, storage, policy, clock, metrics, changes.changed),
-            finisher=finisher,
-            settling=settling,
-            policy=policy,
-            clock=clock,
-            metrics=metrics,
-            changes=changes,
-            tasks=tasks,
-            scans=scanning is not None,
-            hurry=rechecker.hurry if rechecker is not None else None,
+        tasks = Tasks()
+        side = make_upload_side(
+            Ground(metadata, storage, policy, clock, metrics, events, changes, leases, tasks),
+            make_hooks(settings, clock, metrics, stack),
+            make_scanning(settings, storage, clock, metrics),
+            inner.salvage if isinstance(inner, FilesystemStorage) else None,
         )
         downloads = Downloads(metadata, storage, clock, changes=changes, idle_seconds=settings.body_idle)
         metrics.buffer_limit(settings.buffer_limit)
@@ -273,7 +219,7 @@ async def running(
             pool, PaceRules(settings.body_idle, settings.body_min_rate), settings.max_transfers, clock, metrics
         )
         context = Context(
-            uploads=uploads,
+            uploads=side.uploads,
             downloads=downloads,
             gate=_gate(settings, keys, clock, metrics),
             bodies=bodies,
@@ -284,11 +230,15 @@ async def running(
             accel_prefix=settings.accel_prefix if settings.download_mode == "accel" else None,
             redirect=settings.download_mode == "redirect",
         )
-        janitor = Janitor(metadata, settling, files, policy, clock, metrics)
+        janitor = Janitor(
+            metadata, side.settling, side.files, policy, clock, metrics, event_seconds=settings.event_retention
+        )
+        delivery = _delivery(settings, metadata, clock, metrics, stack)
         for work in (
             leases.run(),
             janitor.run(settings.sweep_interval, duties),
-            *([rechecker.run()] if rechecker is not None else []),
+            *([side.rechecker.run()] if side.rechecker is not None else []),
+            *([delivery.run(duties)] if delivery is not None else []),
             _watch_keys(keys),
             _watch_loop(metrics, buffered),
         ):
@@ -332,6 +282,22 @@ async def _joined(settings: Settings, share: Share) -> AsyncIterator[Claim]:
         yield Claim(DataDirectory(settings.data), public, operations, keys)
     finally:
         await public.close()
+
+
+def _delivery(
+    settings: Settings, metadata: SqlMetadata, clock: Clock, metrics: Metrics, stack: contextlib.AsyncExitStack
+) -> Delivery | None:
+    """What sends events to their receivers, if there are any; hears of each that is committed here."""
+    if not settings.endpoints:
+        return None
+    lines = []
+    for endpoint in settings.endpoints:
+        sender = make_webhooks(settings, clock, connections=CONCURRENCY)
+        stack.push_async_callback(sender.close)
+        lines.append((endpoint, sender))
+    delivery = Delivery(metadata.outbox, lines, clock, metrics)
+    metadata.told = delivery.wake
+    return delivery
 
 
 def new_process() -> str:

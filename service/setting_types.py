@@ -32,6 +32,7 @@ _SIZE_UNITS: Final = ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - known as such, not listened on
 _PASSWORD: Final = re.compile(r"(://[^/@\s:]*:)[^/@\s]+@")
+_WEBHOOK_SECRET: Final = re.compile(r"whsec_[A-Za-z0-9+/=_-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,8 @@ def overlap(one: Address, other: Address) -> bool:
 
 
 def hide_secrets(text: str) -> str:
-    """The text with passwords inside URLs replaced by stars."""
-    return _PASSWORD.sub(r"\1***@", text)
+    """The text with passwords inside URLs, and secrets of webhooks, replaced by stars."""
+    return _WEBHOOK_SECRET.sub("whsec_***", _PASSWORD.sub(r"\1***@", text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,10 @@ class _Kind:
     def __get_pydantic_core_schema__(self, _source: object, _handler: GetCoreSchemaHandler) -> CoreSchema:
         writing = core_schema.plain_serializer_function_ser_schema(self.write, return_schema=core_schema.str_schema())
         return core_schema.no_info_plain_validator_function(self.read, serialization=writing)
+
+
+#: for kinds that are defined elsewhere
+Kind = _Kind
 
 
 def _number(value: object, parse: Callable[[str], int], low: float, high: float, right: str) -> int:

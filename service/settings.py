@@ -22,7 +22,9 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from service import endpoints as outward
 from service import setting_types as kinds
+from service.endpoints import Endpoint, HookSet
 from service.setting_types import DAY, GIB, HOUR, KIB, MIB, TIB, Address, TcpAddress, UnixAddress, hide_secrets
 from service.storage import parts
 
@@ -43,6 +45,9 @@ _S3_MOST_SIZE: Final = 5 * TIB
 _S3_MOST_BLOCK: Final = 64 * MIB
 #: of the buffers a quarter is for request bodies; four parts of one upload fit in the rest, and others' too (lesson D2)
 _S3_BUFFERED_PARTS: Final = 8
+
+#: settings that are tables with secrets in them
+_TABLES: Final = frozenset({"endpoints", "hooks"})
 
 #: Kubernetes gives every pod variables about a Service called `attachd`, `attachd-ops`, ...
 _SERVICE_LINK: Final = re.compile(
@@ -192,6 +197,18 @@ class Settings(BaseModel):
     sweep_interval: Annotated[float, kinds.duration(1, DAY)] = Field(
         default=60.0, description="Time between two sweeps for what expired."
     )
+    endpoints: Annotated[tuple[Endpoint, ...], outward.endpoints()] = Field(
+        default=(), description="Receivers of events, tables [[endpoints]] of the settings file."
+    )
+    hooks: Annotated[HookSet, outward.hooks()] = Field(
+        default=HookSet(), description="Who may refuse uploads, tables [hooks.…] of the settings file."
+    )
+    webhook_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], kinds.networks()] = Field(
+        default=(), description="Networks, comma separated, that endpoints and hooks may be in although not public."
+    )
+    event_retention: Annotated[float, kinds.duration(3 * DAY, 3650 * DAY)] = Field(
+        default=7 * DAY, description="How long an event is kept; longer while it still waits for a receiver."
+    )
 
     @model_validator(mode="after")
     def _contradictions(self) -> Self:
@@ -215,6 +232,16 @@ class Settings(BaseModel):
                 raise _contradiction(name, "left out, or set storage to s3: it means nothing without")
         if self.download_mode == "redirect":
             raise _contradiction("download_mode", "proxy or accel: redirect needs storage s3")
+        return self
+
+    @model_validator(mode="after")
+    def _webhook_contradictions(self) -> Self:
+        hooks = {"hook pre_create": self.hooks.pre_create, "hook pre_finish": self.hooks.pre_finish}
+        targets = {f"endpoint {each.id}": each for each in self.endpoints} | hooks
+        for name, target in targets.items():
+            if target and target.address and not outward.allowed(target.address, self.webhook_networks):
+                right = f"networks of which one has {target.address}, where {name} is: it is not public"
+                raise _contradiction("webhook_networks", right)
         return self
 
     def _check_s3(self) -> None:
@@ -362,5 +389,8 @@ def _line(fault: Mapping[str, Any], values: Mapping[str, Any], config_name: str 
     cause = fault.get("ctx", {}).get("error")
     right = str(cause) if isinstance(cause, ValueError) else str(fault["msg"]).removeprefix("Input should be ")
     value = values.get(field, _texts(Settings())[field])
+    if isinstance(value, list | dict) and field in _TABLES:
+        # what is wrong in there may be a secret
+        value = "these tables"
     where = f" (in {config_name})" if config_name else ""
     return f"{env_name(field)}{where}: {hide_secrets(str(value)) or 'not set'}: must be {right}"

@@ -55,7 +55,7 @@ class Settling:
         """The upload, one step further if it waits for nobody's bytes. A running writer commits and stops first.
 
         Raises:
-            Refusal: locked. Conflict: not live. StorageError, MetadataError: worth a retry.
+            Refusal: locked; hook-unavailable. Conflict: not live. StorageError, MetadataError: worth a retry.
         """
         async with self._leases.hold(upload_id, stop=no_stop) as (lease, upload):
             refuse_suspect(upload)

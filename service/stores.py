@@ -16,7 +16,8 @@ from typing import Final
 
 from service import __version__
 from service.clamd import Clamd
-from service.clock import Clock, SystemClock
+from service.clock import Clock, SystemClock, new_question_id
+from service.hooks import Hooks
 from service.metadata.base import MetadataError
 from service.metadata.engine import parse_url
 from service.metadata.sql import SqlMetadata
@@ -29,6 +30,7 @@ from service.starting import naming
 from service.storage.base import Storage
 from service.storage.filesystem import FilesystemStorage
 from service.web.buffers import BufferPool
+from service.webhooks import Webhooks
 
 #: free disk that is left to the database, so that a full disk can be recorded, and given back (lesson D5)
 _RESERVE_BYTES: Final = 16 * 2**20
@@ -94,6 +96,20 @@ def make_storage(
         watch=partial(metrics.storage_request, S3Storage.name),
     )
     return pool, bucket, lambda: pool.used_bytes + memory.used
+
+
+def make_webhooks(settings: Settings, clock: Clock, *, connections: int) -> Webhooks:
+    """Who posts to the addresses of the settings, to be closed. Connections are made as they are needed."""
+    return Webhooks(clock, agent=f"attachd/{__version__}", networks=settings.webhook_networks, connections=connections)
+
+
+def make_hooks(
+    settings: Settings, clock: Clock, metrics: Metrics, stack: contextlib.AsyncExitStack, *, connections: int = 64
+) -> Hooks:
+    """What asks the backend, until the stack is left. The connections bound how many clients wait for it at once."""
+    sender = make_webhooks(settings, clock, connections=connections)
+    stack.push_async_callback(sender.close)
+    return Hooks(sender, settings.hooks, clock, metrics, new_question_id)
 
 
 def storage_setting(settings: Settings) -> str:

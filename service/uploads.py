@@ -280,6 +280,9 @@ class Uploads:
             log.warning("finish_postponed", upload_id=upload.id, error=str(error))
             failed = error if isinstance(error, StorageError) else StorageError()
             return upload, storage_problem(failed)
+        except Refusal as refused:
+            # nobody said whether there may be a file: recorded as finishing as well
+            return upload, refused.problem
         if upload.concat_kind is ConcatKind.PARTIAL and upload.complete:
             self._settling.moved(upload)
         return upload, problem

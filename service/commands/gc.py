@@ -17,11 +17,12 @@ from service.due import Due, Removal
 from service.events import EventMaker
 from service.files import Files
 from service.finishing import Finisher
+from service.hooks import Hooks
 from service.janitor import Janitor, Kind
 from service.leases import Leases
 from service.links import hash_jti
 from service.settling import Settling
-from service.stores import Stores, make_policy, make_scanning
+from service.stores import Stores, make_hooks, make_policy, make_scanning
 from service.tasks import Tasks
 from service.units import format_size
 
@@ -99,7 +100,9 @@ def _line(removal: Removal) -> str:
 
 async def _sweep(stores: Stores, settings: Settings) -> int:
     tally = Tally()
-    async with _janitor(stores, settings, tally.add) as janitor:
+    async with contextlib.AsyncExitStack() as stack:
+        hooks = make_hooks(settings, stores.clock, stores.metrics, stack)
+        janitor = await stack.enter_async_context(_janitor(stores, settings, hooks, tally.add))
         well = await janitor.sweep()
     click.echo("removed:")
     for line in tally.lines():
@@ -111,7 +114,7 @@ async def _sweep(stores: Stores, settings: Settings) -> int:
 
 @asynccontextmanager
 async def _janitor(
-    stores: Stores, settings: Settings, removed: Callable[[Kind, int, int], None]
+    stores: Stores, settings: Settings, hooks: Hooks, removed: Callable[[Kind, int, int], None]
 ) -> AsyncIterator[Janitor]:
     """One that sweeps when told to, with all that its steps need. Work that these began is over at the end."""
     metadata, storage, clock, metrics = stores.metadata, stores.storage, stores.clock, stores.metrics
@@ -130,6 +133,7 @@ async def _janitor(
             metrics,
             events,
             lambda _: None,
+            hooks,
             make_scanning(settings, storage, clock, metrics),
         ),
         files=files,

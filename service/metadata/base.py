@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal, Protocol
 
+from service.metadata.outbox import Outbox
 from service.model import Block, Event, File, FileId, LinkUse, Part, State, Upload, UploadId
 
 
@@ -147,6 +148,11 @@ class Tombstone:
 
 class MetadataStore(Protocol):
     """See the module for the contract."""
+
+    @property
+    def outbox(self) -> Outbox:
+        """Which events wait for whom."""
+        ...
 
     async def open(self) -> None:
         """Ready to be used. Raises SchemaMismatch, MetadataUnavailable."""

@@ -38,7 +38,7 @@ from sqlalchemy import (
 from service.model import Verdict
 
 #: The revision of `migrations/` that this code reads and writes.
-REVISION: Final = "0004"
+REVISION: Final = "0005"
 
 metadata = MetaData()
 
@@ -204,6 +204,34 @@ events = Table(
     Column("subject", Text, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("data", Text, nullable=False),
+    Index("events_created", "created_at"),
     # Never a number twice, also after old rows went: a reader's cursor stays true.
     sqlite_autoincrement=True,
+)
+
+#: One row for each receiver that the settings ever named: events up to `seq` are on their way to it, or over.
+endpoints = Table(
+    "endpoints",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("configured", Boolean, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("disabled_at", Double),
+)
+
+#: What is on its way, or was given up. Of a file's events that wait for an endpoint the first alone has a `due_at`.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("endpoint", Text, primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("file_id", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", Double),
+    Column("failed_at", Double),
+    Column("result", Text),
+    Index("deliveries_seq", "seq"),
+    Index("deliveries_due", "endpoint", "due_at", "seq", **_where("due_at IS NOT NULL")),
+    Index("deliveries_pending", "endpoint", "file_id", "seq", **_where("failed_at IS NULL")),
 )

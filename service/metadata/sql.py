@@ -30,6 +30,7 @@ from service.metadata.base import (
     Tombstone,
     Totals,
 )
+from service.metadata.delivering import SqlOutbox
 from service.metadata.engine import Durability, make_engine, parse_url
 from service.metadata.schema import REVISION, revision
 from service.metadata.worker import Worker
@@ -71,6 +72,9 @@ class SqlMetadata:
         self._read_only = read_only
         self._writer = Worker(partial(self._engine, writes=True), "metadata-writes", writes=True)
         self._reader = Worker(partial(self._engine, writes=False), "metadata-reads", writes=False)
+        self.outbox = SqlOutbox(self._write, self._read)
+        #: called after each change that events tell of
+        self.told: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
         return f"<SqlMetadata {self._url.render_as_string(hide_password=True)} {self._durability}>"
@@ -86,6 +90,13 @@ class SqlMetadata:
 
     async def _write(self, work: Callable[[Connection], T], *, durable: bool = False) -> T:
         return await self._writer.run(work, durable=durable)
+
+    async def _tell(self, outbox: Sequence[Event], work: Callable[[Connection], T], *, durable: bool = False) -> T:
+        """As `_write`, of a change that these events tell of."""
+        done = await self._write(work, durable=durable)
+        if outbox:
+            self.told()
+        return done
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         return await self._reader.run(work)
@@ -119,7 +130,8 @@ class SqlMetadata:
     async def create_upload(
         self, upload: Upload, use: LinkUse, *, events: Sequence[Event] = (), durable: bool = False
     ) -> None:
-        await self._write(partial(writes.create_upload, upload=upload, use=use, outbox=events), durable=durable)
+        work = partial(writes.create_upload, upload=upload, use=use, outbox=events)
+        await self._tell(events, work, durable=durable)
 
     async def create_ready(self, upload: Upload, use: LinkUse, file: File, *, events: Sequence[Event] = ()) -> None:
         work = partial(writes.create_ready, upload=upload, use=use, file=file, outbox=events)
@@ -176,7 +188,7 @@ class SqlMetadata:
         durable: bool = False,
     ) -> Upload:
         work = partial(writes.publish, upload_id=upload_id, epoch=epoch, file=file, outbox=events, now=now)
-        return await self._write(work, durable=durable)
+        return await self._tell(events, work, durable=durable)
 
     async def end_upload(
         self,
@@ -195,7 +207,7 @@ class SqlMetadata:
             expected=expected,
             unexpired_before=unexpired_before,
         )
-        return await self._write(work, durable=True)
+        return await self._tell(ending.events, work, durable=True)
 
     async def begin_run(self, run: str, boot: str, *, unsynced: bool) -> Begun:
         return await self._write(partial(crashes.begin_run, run=run, boot=boot, unsynced=unsynced), durable=True)
@@ -261,10 +273,11 @@ class SqlMetadata:
         return await self._read(partial(reads.file, file_id=file_id))
 
     async def delete_file(self, file_id: FileId, *, now: float, events: Sequence[Event] = ()) -> File:
-        return await self._write(partial(writes.delete_file, file_id=file_id, now=now, outbox=events), durable=True)
+        work = partial(writes.delete_file, file_id=file_id, now=now, outbox=events)
+        return await self._tell(events, work, durable=True)
 
     async def tell_of_file(self, file_id: FileId, *, events: Sequence[Event]) -> None:
-        await self._write(partial(writes.tell_of_file, file_id=file_id, outbox=events))
+        await self._tell(events, partial(writes.tell_of_file, file_id=file_id, outbox=events))
 
     async def expired_uploads(self, *, now: float, limit: int, after: Upload | None = None) -> tuple[Upload, ...]:
         return await self._read(partial(reads.expired_uploads, now=now, limit=limit, after=after))

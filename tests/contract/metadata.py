@@ -14,6 +14,7 @@ from service.metadata.base import MetadataStore
 from tests.contract.metadata_crashes import CrashContract
 from tests.contract.metadata_leases import LeaseContract
 from tests.contract.metadata_model import WalkContract
+from tests.contract.metadata_outbox import OutboxContract
 from tests.contract.metadata_upkeep import UpkeepContract
 from tests.contract.metadata_uploads import UploadContract
 from tests.contract.metadata_verdicts import VerdictContract
@@ -21,7 +22,9 @@ from tests.contract.metadata_verdicts import VerdictContract
 MakeStore = Callable[[], Awaitable[MetadataStore]]
 
 
-class MetadataContract(UploadContract, LeaseContract, UpkeepContract, CrashContract, VerdictContract, WalkContract):
+class MetadataContract(
+    UploadContract, LeaseContract, UpkeepContract, OutboxContract, CrashContract, VerdictContract, WalkContract
+):
     """Every sentence of `service.metadata.base`."""
 
     @pytest.fixture

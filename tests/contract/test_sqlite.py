@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event
 
-from service.metadata import reads
+from service.metadata import delivering, reads
 from service.metadata.base import MetadataUnavailable
 from service.metadata.engine import Durability
 from service.metadata.migrate import migrate
@@ -284,6 +284,17 @@ async def test_locked_database_is_unavailable(url: str) -> None:
                 await store.probe()
             assert await store.upload(upload.id) == upload
         await store.probe()
+
+
+async def test_V1_what_is_handed_out_has_reached_the_disk(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """V1: Events are taken in by a durable step, so no crash takes back a change that a receiver has heard of."""
+
+    def level(connection: Connection, **_: object) -> int:
+        return int(connection.exec_driver_sql("PRAGMA synchronous").scalar_one())
+
+    monkeypatch.setattr(delivering, "take_in", level)
+    async with opened(url, "complete") as store:
+        assert await store.outbox.take_in("chat", lambda _: True, now=NOW, limit=1) == 2
 
 
 @pytest.mark.parametrize(("durability", "relaxed", "durable"), [("none", 0, 0), ("complete", 1, 2), ("always", 2, 2)])

@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import URL, Connection, NullPool, create_engine
+from sqlalchemy import URL, Connection, NullPool, create_engine, insert
 
-from service.metadata import crashes, leases, reads, schema, writes
+from service.metadata import crashes, delivering, leases, reads, schema, writes
 from service.metadata.base import MetadataDamaged, MetadataError, MetadataUnavailable, SchemaMismatch
 from service.metadata.migrate import migrate
+from service.metadata.outbox import Due, Verdict
+from service.metadata.rows import dump_event
 from service.metadata.sql import SqlMetadata
 from service.model import UploadId
-from tests.contract.metadata_values import NOW
+from tests.contract.metadata_values import NOW, make_event
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,6 +161,9 @@ async def test_a_database_of_the_first_version_gets_an_identity(url: str) -> Non
             "DROP TABLE identity",
             "DROP TABLE duties",
             "DROP TABLE run",
+            "DROP TABLE endpoints",
+            "DROP TABLE deliveries",
+            "DROP INDEX events_created",
             "DROP INDEX uploads_suspect",
             "ALTER TABLE uploads DROP COLUMN suspect",
             "ALTER TABLE uploads DROP COLUMN tail",
@@ -213,6 +218,11 @@ def janitor(connection: Connection) -> None:
     crashes.suspect_uploads(connection, 10)
     reads.uploads_named(connection, ["u_" + "a" * 13, "u_" + "b" * 26])
     writes.purge(connection, NOW, NOW, 10)
+    delivering.outlook(connection, "chat", NOW, 10)
+    delivering.take_in(connection, "chat", lambda _: True, NOW, 10)
+    delivering.settle(connection, "chat", Due(1, "f_x", 0, make_event()), Verdict("ok", delivered=True), NOW)
+    delivering.backlog(connection, "chat")
+    delivering.forget(connection, NOW, 10)
     leases.renew(connection, "node", NOW)
     leases.asked(connection, "node")
     leases.drop(connection, "node")
@@ -223,6 +233,9 @@ def test_no_query_walks_a_whole_table(url: str) -> None:
     engine = create_engine(url, poolclass=NullPool)
     asked: list[str] = []
     with engine.connect() as connection:
+        # an endpoint that has something before it, so that all is asked that ever is
+        delivering.register(connection, {"chat": "https://chat.example/"})
+        connection.execute(insert(schema.events), dump_event(make_event()))
         raw: Any = connection.connection.dbapi_connection
         raw.set_trace_callback(asked.append)
         janitor(connection)

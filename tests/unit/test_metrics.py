@@ -55,6 +55,9 @@ CONTRACT = {
     "attachd_multipart_orphans": set(),
     "attachd_scans_total": {"verdict"},
     "attachd_scan_duration_seconds": set(),
+    "attachd_outbox_pending": {"endpoint"},
+    "attachd_outbox_oldest_seconds": {"endpoint"},
+    "attachd_webhook_deliveries_total": {"endpoint", "result"},
     "attachd_draining": set(),
     "attachd_build_info": {"version"},
 }
@@ -75,6 +78,9 @@ def used() -> Metrics:
     metrics.http_request("/files", "POST", 201, 0.1)
     metrics.token_verified("ok", kid="k1")
     metrics.storage_request("filesystem", "write", "ok", 0.1)
+    metrics.expect_endpoints(["chat"])
+    metrics.outbox("chat", 1, 0.5)
+    metrics.webhook_delivered("chat", "ok")
     return metrics
 
 

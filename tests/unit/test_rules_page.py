@@ -15,7 +15,7 @@ from tests.unit.test_rules import RULES
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGE: Final = ROOT / "docs" / "rules.md"
 #: the letters of the lessons' sections; the one that is left out is a product's name
-_LESSON: Final = r"(?!S3)[ACDEGKLMORS][1-9]"
+_LESSON: Final = r"(?!S3)[ACDEGKLMORSV][1-9]"
 _IDS: Final = re.compile(rf"\bT-0[0-9A-Za-z]+|\bA-[0-9]{{2}}[a-z]?\b|(?<![-%\w]){_LESSON}\b")
 _INVARIANT: Final = re.compile(r"[Ii]nvariant\s+(\d+)")
 _SECTION: Final = re.compile(r"[Cc]ontract(?:'s|,)?\s+section\s+(\d+)(?:,\s+(rule\s+\d+))?(?:;\s+section\s+(\d+))?")

@@ -40,6 +40,8 @@ RULES: Final[dict[str, Any]] = {
     "upload_life": f"{LIFE:.0f}s",
     "tombstone": f"{TOMBSTONE:.0f}s",
     "block_size": MIB,
+    # what was told of is held against the model at the end
+    "event_retention": "3650d",
 }
 
 
