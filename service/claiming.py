@@ -10,9 +10,9 @@ from service.clock import Clock, new_file_id, new_upload_id
 from service.events import EventMaker
 from service.links import VerifiedUpload
 from service.lookup import Lookup
-from service.metadata.base import Conflict, FileIdTaken, MetadataStore
+from service.metadata.base import Conflict, FileIdTaken, MetadataStore, QuotaExceeded
 from service.model import ConcatKind, LinkTerms, LinkUse, State, Upload
-from service.protocol.decide import decide_create, decide_final, decide_use, overdue, partial_room
+from service.protocol.decide import decide_create, decide_final, decide_use, limit_of, overdue, partial_room
 from service.protocol.intents import Create, Policy
 from service.protocol.problems import Refusal, refuse
 from service.receiving import storage_problem
@@ -52,7 +52,7 @@ class Claiming:
 
         Raises:
             Refusal: what `decide_create`, `decide_use` and `decide_final` raise; link-expired;
-                storage-full; locked, when the link is raced.
+                storage-full; quota-exceeded; locked, when the link is raced.
         """
         terms = verified.terms
         for _ in range(_TRIES):
@@ -75,18 +75,22 @@ class Claiming:
                 continue
             except FileIdTaken:
                 raise refuse("link-used", "the file of this link exists already", close=True) from None
+            except QuotaExceeded:
+                raise refuse("quota-exceeded", "the link's owner has no room left for it", close=True) from None
         raise refuse("locked", "the link is being used by other requests", retry_after=1, close=True)
 
     async def _insert(self, intent: Create, terms: LinkTerms, use: LinkUse | None, length: int | None) -> Upload:
         now = self._clock.now()
         part = intent.concat_kind is ConcatKind.PARTIAL
         before = use or LinkUse(terms.issuer, terms.jti, terms.expires_at)
-        reserved = 0
+        partial_bytes = 0
         if part:
             # a partial of unknown length reserves what the others left, and may not take more (T-05F)
             room = partial_room(terms, before, self._policy)
-            reserved = room if length is None else length
-            terms = replace(terms, max_size=reserved)
+            partial_bytes = room if length is None else length
+            terms = replace(terms, max_size=partial_bytes)
+        # for its owner an upload counts with all that may come of it (lesson A7)
+        most = length if length is not None else limit_of(terms, self._policy)
         upload = Upload(
             id=new_upload_id(),
             protocol=intent.protocol,
@@ -106,6 +110,7 @@ class Claiming:
             concat=intent.concat,
             concat_kind=intent.concat_kind,
             partials=intent.partials,
+            reserved=0 if terms.owner is None or most is None else most,
         )
         # a single-use link that is free again has only its newest upload
         counting = () if terms.single_use else before.uploads
@@ -113,9 +118,10 @@ class Claiming:
             before,
             uploads=before.uploads if part else (*counting, upload.id),
             partials=before.partials + part,
-            partial_bytes=before.partial_bytes + reserved,
+            partial_bytes=before.partial_bytes + partial_bytes,
         )
-        await self._metadata.create_upload(upload, after, events=[self._events.of_upload("created", upload, now)])
+        events = [self._events.of_upload("created", upload, now)]
+        await self._metadata.create_upload(upload, after, events=events, quota=self._policy.quota)
         return upload
 
     async def _forget_overdue(self, made: Iterable[Upload], now: float) -> None:

@@ -146,7 +146,9 @@ class Finisher:
         if head is None or terms.sha256 is not None:
             head, sha256 = await self._read_whole(stored, whole=terms.sha256 is not None)
         sniffed = sniff(head)
-        lives = [seconds for seconds in (terms.ttl_seconds, None if terms.ref else terms.hold_seconds) if seconds]
+        lives_until = now + terms.ttl_seconds if terms.ttl_seconds else None
+        # a file with a reference is claimed, and nothing holds it (lesson E4)
+        held_until = now + terms.hold_seconds if terms.hold_seconds and terms.ref is None else None
         file = File(
             id=upload.file_id,
             upload_id=upload.id,
@@ -160,7 +162,8 @@ class Finisher:
             sniffed_type=sniffed,
             filename=upload.filename,
             ref=terms.ref,
-            expires_at=now + min(lives) if lives else None,
+            expires_at=min((instant for instant in (lives_until, held_until) if instant is not None), default=None),
+            lives_until=lives_until,
         )
         if terms.sha256 is not None:
             self._metrics.checksum_verified("sha256", "ok" if sha256 == terms.sha256 else "mismatch")

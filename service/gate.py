@@ -1,4 +1,4 @@
-"""Verified links for the use-cases: the key set of the moment, the audience, the counting.
+"""Verified links and service tokens for the use-cases: the key set of the moment, the audience, the counting.
 
 The one place where a token is looked at. Tokens go no further than this: what comes out are the
 terms, the key's id and a short hash for the log.
@@ -9,7 +9,15 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from service.links import LinkRefusal, VerifiedDownload, VerifiedUpload, verify_download, verify_upload
+from service.links import (
+    LinkRefusal,
+    VerifiedDownload,
+    VerifiedService,
+    VerifiedUpload,
+    verify_download,
+    verify_service,
+    verify_upload,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -19,14 +27,14 @@ if TYPE_CHECKING:
     from service.metrics import Metrics
     from service.model import FileId
 
-T = TypeVar("T", VerifiedUpload, VerifiedDownload)
+T = TypeVar("T", VerifiedUpload, VerifiedDownload, VerifiedService)
 
 #: tokens of unknown keys make the key set be read again at most so often
 _RELOAD_SECONDS: Final = 0.1
 
 
 class Gate:
-    """Verifies upload and download links against the current keys.
+    """Verifies upload links, download links and service tokens against the current keys.
 
     Args:
         keys: the set as last read; does no I/O.
@@ -42,6 +50,7 @@ class Gate:
         audience: str | None,
         upload_life_seconds: float,
         download_life_seconds: float,
+        service_life_seconds: float,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
@@ -51,6 +60,7 @@ class Gate:
         self._audience = audience
         self._upload_life_seconds = upload_life_seconds
         self._download_life_seconds = download_life_seconds
+        self._service_life_seconds = service_life_seconds
         self._clock = clock
         self._metrics = metrics
 
@@ -72,6 +82,18 @@ class Gate:
         """
         verified = await self._verified(
             partial(verify_download, token or "", file_id=file_id, max_life_seconds=self._download_life_seconds)
+        )
+        self._metrics.token_verified("ok", kid=verified.kid)
+        return verified
+
+    async def service(self, token: str | None, scope: str) -> VerifiedService:
+        """Who a service token with the scope acts for: its key's issuer, and nobody else.
+
+        Raises:
+            Refusal: bad-link, wrong-scope, link-expired.
+        """
+        verified = await self._verified(
+            partial(verify_service, token or "", scope=scope, max_life_seconds=self._service_life_seconds)
         )
         self._metrics.token_verified("ok", kid=verified.kid)
         return verified

@@ -191,8 +191,8 @@ class Janitor:
     async def _expire_files(self, now: float, steps: _Steps) -> None:
         async for file in pages(partial(self._metadata.expired_files, now=now)):
             with steps.attempt("expire_file", file_id=file.id):
-                await self._files.delete(file)
-                self._reclaimed("expired-file", file.manifest.size)
+                if await self._files.delete(file, expired_before=now):
+                    self._reclaimed("expired-file", file.manifest.size)
 
     def _reclaimed(self, kind: Kind, size: int) -> None:
         self._metrics.gc_reclaimed(size)

@@ -334,6 +334,7 @@ def _gate(settings: Settings, keys: KeyFile, clock: Clock, metrics: Metrics) -> 
         audience=settings.public_url,
         upload_life_seconds=settings.max_upload_link_life,
         download_life_seconds=settings.max_download_link_life,
+        service_life_seconds=settings.max_service_token_life,
         clock=clock,
         metrics=metrics,
     )

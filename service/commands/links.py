@@ -138,6 +138,7 @@ def link_download(settings: Settings, /, *, file_id: str, expires: int, filename
 @click.pass_obj
 def token_service(settings: Settings, /, *, scopes: tuple[str, ...], expires: int) -> None:
     """Print a service token for the control API."""
+    _check_life(expires, settings.max_service_token_life)
     key = _signing_key(settings)
     with _one_line():
         minted = mint_service(

@@ -85,6 +85,7 @@ def dump_upload(upload: Upload) -> dict[str, Any]:
         "lease_asked": Asked.NOT,
         "tail": None,
         "suspect": upload.suspect,
+        "reserved": upload.reserved,
     }
 
 
@@ -113,6 +114,7 @@ def load_upload(row: Any, partials: Sequence[str] = ()) -> Upload:
         updated_at=row.updated_at,
         problem=row.problem,
         problem_detail=row.problem_detail,
+        reserved=row.reserved,
         leased=row.lease_owner is not None,
     )
 
@@ -212,6 +214,7 @@ def dump_file(file: File) -> dict[str, Any]:
         "filename": file.filename,
         "ref": file.ref,
         "expires_at": file.expires_at,
+        "lives_until": file.lives_until,
         "deleted_at": file.deleted_at,
     }
 
@@ -239,6 +242,7 @@ def load_file(row: Any) -> File:
         filename=row.filename,
         ref=row.ref,
         expires_at=row.expires_at,
+        lives_until=row.lives_until,
         deleted_at=row.deleted_at,
     )
 
@@ -250,8 +254,9 @@ def dump_event(event: Event) -> dict[str, Any]:
         "subject": event.subject,
         "created_at": event.created_at,
         "data": _dump_json(event.data),
+        "issuer": event.issuer,
     }
 
 
 def load_event(row: Any) -> tuple[int, Event]:
-    return row.seq, Event(row.id, row.type, row.subject, row.created_at, json.loads(row.data))
+    return row.seq, Event(row.id, row.type, row.subject, row.created_at, json.loads(row.data), row.issuer)

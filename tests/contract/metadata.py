@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from service.metadata.base import MetadataStore
+from tests.contract.metadata_control import ControlContract
 from tests.contract.metadata_crashes import CrashContract
 from tests.contract.metadata_leases import LeaseContract
 from tests.contract.metadata_model import WalkContract
@@ -20,7 +21,7 @@ from tests.contract.metadata_uploads import UploadContract
 MakeStore = Callable[[], Awaitable[MetadataStore]]
 
 
-class MetadataContract(UploadContract, LeaseContract, UpkeepContract, CrashContract, WalkContract):
+class MetadataContract(UploadContract, LeaseContract, UpkeepContract, CrashContract, WalkContract, ControlContract):
     """Every sentence of `service.metadata.base`."""
 
     @pytest.fixture

@@ -34,6 +34,7 @@ LAYERS: Final = {
     "service.events": 1,
     "service.leases": 1,
     "service.metadata.base": 1,
+    "service.metadata.control": 1,
     "service.metrics": 1,
     "service.storage": 1,
     "service.keyfile": 2,
