@@ -18,6 +18,7 @@ from service.links import (
     verify_service,
     verify_upload,
 )
+from service.protocol.problems import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from service.keyset import KeySet
     from service.metrics import Metrics
     from service.model import FileId
+    from service.revocations import Revocations
 
 T = TypeVar("T", VerifiedUpload, VerifiedDownload, VerifiedService)
 
@@ -40,6 +42,7 @@ class Gate:
         keys: the set as last read; does no I/O.
         reload: the set as it is now; asked when a token names a key that is not in `keys`, so that
             a link signed right after `attachd keys new` works at once.
+        revocations: what was revoked; None: nothing ever is.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Gate:
         keys: Callable[[], KeySet],
         *,
         reload: Callable[[], Awaitable[KeySet]] | None = None,
+        revocations: Revocations | None = None,
         audience: str | None,
         upload_life_seconds: float,
         download_life_seconds: float,
@@ -57,6 +61,7 @@ class Gate:
         self._keys = keys
         self._reload = reload
         self._reloaded_at = float("-inf")
+        self._revocations = revocations
         self._audience = audience
         self._upload_life_seconds = upload_life_seconds
         self._download_life_seconds = download_life_seconds
@@ -71,6 +76,8 @@ class Gate:
             Refusal: bad-link, wrong-scope.
         """
         verified = await self._verified(partial(verify_upload, token or "", max_life_seconds=self._upload_life_seconds))
+        terms = verified.terms
+        await self._refuse_revoked(verified, terms.issuer, jti=terms.jti, owner=terms.owner, file_id=terms.file_id)
         self._metrics.token_verified("expired" if verified.expired else "ok", kid=verified.kid)
         return verified
 
@@ -82,6 +89,9 @@ class Gate:
         """
         verified = await self._verified(
             partial(verify_download, token or "", file_id=file_id, max_life_seconds=self._download_life_seconds)
+        )
+        await self._refuse_revoked(
+            verified, verified.issuer, jti=verified.jti, owner=verified.owner, file_id=verified.file_id
         )
         self._metrics.token_verified("ok", kid=verified.kid)
         return verified
@@ -95,8 +105,18 @@ class Gate:
         verified = await self._verified(
             partial(verify_service, token or "", scope=scope, max_life_seconds=self._service_life_seconds)
         )
+        await self._refuse_revoked(verified, verified.issuer, jti=verified.jti, owner=None, file_id=None)
         self._metrics.token_verified("ok", kid=verified.kid)
         return verified
+
+    async def _refuse_revoked(
+        self, verified: T, issuer: str, *, jti: str | None, owner: str | None, file_id: FileId | None
+    ) -> None:
+        if self._revocations is not None and await self._revocations.revoked(
+            issuer, jti=jti, owner=owner, file_id=file_id, issued_at=verified.issued_at
+        ):
+            self._metrics.token_verified("revoked")
+            raise LinkRefusal(Problem("bad-link", "It has been revoked; ask for a new one."), "revoked", verified.kid)
 
     async def _verified(self, verify: Callable[..., T]) -> T:
         check = partial(verify, now=self._clock.now(), audience=self._audience)

@@ -42,6 +42,7 @@ from service.metrics import Metrics
 from service.protocol.tus import discovery
 from service.receiving import Receiver
 from service.rechecking import Rechecker
+from service.revocations import Revocations
 from service.setting_types import Address, hide_secrets
 from service.settings import Settings
 from service.settling import Settling
@@ -252,6 +253,7 @@ async def running(
             hurry=rechecker.hurry if rechecker is not None else None,
         )
         downloads = Downloads(metadata, storage, clock, changes=changes, idle_seconds=settings.body_idle)
+        revocations = Revocations(metadata, clock, life_seconds=settings.longest_token_life)
         metrics.buffer_limit(settings.buffer_limit)
         bodies = Bodies(
             pool, PaceRules(settings.body_idle, settings.body_min_rate), settings.max_transfers, clock, metrics
@@ -259,7 +261,7 @@ async def running(
         context = Context(
             uploads=uploads,
             downloads=downloads,
-            gate=_gate(settings, keys, clock, metrics),
+            gate=_gate(settings, keys, revocations, clock, metrics),
             bodies=bodies,
             origin=Origin(settings.public_url, settings.trusted_proxies),
             discovery=discovery(settings.max_size),
@@ -327,10 +329,11 @@ def _listeners(settings: Settings) -> tuple[Listener, Listener]:
     return Listener(settings.listen, "ATTACHD_LISTEN"), Listener(settings.ops_listen, "ATTACHD_OPS_LISTEN")
 
 
-def _gate(settings: Settings, keys: KeyFile, clock: Clock, metrics: Metrics) -> Gate:
+def _gate(settings: Settings, keys: KeyFile, revocations: Revocations, clock: Clock, metrics: Metrics) -> Gate:
     return Gate(
         keys.keys,
         reload=partial(asyncio.to_thread, keys.refresh),
+        revocations=revocations,
         audience=settings.public_url,
         upload_life_seconds=settings.max_upload_link_life,
         download_life_seconds=settings.max_download_link_life,

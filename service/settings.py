@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from service import setting_types as kinds
 from service.model import Quota
-from service.setting_types import DAY, GIB, HOUR, KIB, MIB, TIB, Address, TcpAddress, UnixAddress, hide_secrets
+from service.setting_types import DAY, GIB, HOUR, KIB, MIB, MINUTE, TIB, Address, TcpAddress, UnixAddress, hide_secrets
 from service.storage import parts
 
 __all__ = ["Address", "Described", "Settings", "SettingsError", "TcpAddress", "UnixAddress", "describe", "load"]
@@ -239,6 +239,11 @@ class Settings(BaseModel):
     def base_url(self) -> str:
         """What links begin with: the public URL, else the listen address. No trailing slash."""
         return self.public_url or self.listen.url
+
+    @property
+    def longest_token_life(self) -> float:
+        """Seconds that no accepted token outlives, whatever it is for, the leeway of clocks included."""
+        return max(self.max_upload_link_life, self.max_download_link_life, self.max_service_token_life) + 2 * MINUTE
 
     @property
     def quota(self) -> Quota:

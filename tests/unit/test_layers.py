@@ -53,6 +53,7 @@ LAYERS: Final = {
     "service.lookup": 3,
     "service.receiving": 3,
     "service.rechecking": 3,
+    "service.revocations": 3,
     "service.settling": 3,
     "service.tasks": 3,
     "service.uploads": 3,
