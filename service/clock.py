@@ -47,3 +47,12 @@ def new_file_id() -> FileId:
 
 def new_event_id() -> str:
     return "evt_" + _base32_130()
+
+
+def new_job_id() -> str:
+    return "j_" + _base32_130()
+
+
+def new_jti() -> str:
+    """144 random bits, for a link."""
+    return secrets.token_urlsafe(18)

@@ -7,8 +7,16 @@ grants anything is ever part of one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
 
 from service.model import Event, File, Upload
+
+
+def event_json(event: Event) -> dict[str, Any]:
+    """What receivers are told of the event."""
+    at = datetime.fromtimestamp(event.created_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return {"type": event.type, "timestamp": at, "id": event.id, "data": event.data}
 
 
 class EventMaker:

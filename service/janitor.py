@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final, Literal, Protocol, TypeAlias, TypeVar
@@ -78,11 +78,16 @@ def _nobody(kind: Kind, count: int, size: int) -> None:
     """Nobody asks what was removed."""
 
 
+async def _nothing() -> None:
+    """Nothing else is to be done."""
+
+
 class Janitor:
     """Sweeps once when told to, or forever.
 
     Args:
         removed: told what was removed: of which kind, how many, and how many bytes.
+        upkeep: what else is done with each sweep.
     """
 
     def __init__(
@@ -94,6 +99,8 @@ class Janitor:
         clock: Clock,
         metrics: Metrics,
         removed: Callable[[Kind, int, int], None] = _nobody,
+        *,
+        upkeep: Callable[[], Awaitable[None]] = _nothing,
     ) -> None:
         self._metadata = metadata
         self._settling = settling
@@ -102,6 +109,7 @@ class Janitor:
         self._clock = clock
         self._metrics = metrics
         self._removed = removed
+        self._upkeep = upkeep
         self._slow: asyncio.Task[_Steps] | None = None
         self._orphans_due = -math.inf
 
@@ -169,6 +177,8 @@ class Janitor:
             # last, because bytes of an ended upload are known by its row
             with steps.attempt("purge"):
                 await self._purge(now)
+        with steps.attempt("upkeep"):
+            await self._upkeep()
         with steps.attempt("totals"):
             self._metrics.totals(await self._metadata.totals())
         well = settled and not steps.failed

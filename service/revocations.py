@@ -54,17 +54,24 @@ class Revocations:
             return True
         return issued_at <= self._before(issuer, owner, file_id)
 
-    async def revoke(self, issuer: str, named: Named, value: str, *, issued_before: float) -> Revocation:
-        """Such tokens are, here from now on and everywhere within `LOOK_SECONDS`."""
-        revocation = self.of(issuer, named, value, issued_before=issued_before)
+    async def revoke(
+        self, issuer: str, named: Named, value: str, *, at: float, issued_before: float | None = None
+    ) -> Revocation:
+        """Such tokens are, here from now on and everywhere within `LOOK_SECONDS`; for the arguments see `of`."""
+        revocation = self.of(issuer, named, value, at=at, issued_before=issued_before)
         await self._store.revoke(revocation)
         self.hold(revocation)
         return revocation
 
-    def of(self, issuer: str, named: Named, value: str, *, issued_before: float) -> Revocation:
-        """The revocation as it is to be recorded."""
-        until = max(self._clock.now(), issued_before) + self._life_seconds
-        return Revocation(issuer, named, value, issued_before, until)
+    def of(self, issuer: str, named: Named, value: str, *, at: float, issued_before: float | None = None) -> Revocation:
+        """The revocation as it is to be recorded.
+
+        Args:
+            at: the instant of the request.
+            issued_before: None: that instant too.
+        """
+        before = at if issued_before is None else issued_before
+        return Revocation(issuer, named, value, before, max(at, before) + self._life_seconds)
 
     def hold(self, revocation: Revocation) -> None:
         """It counts here, ahead of the next look."""

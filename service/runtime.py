@@ -22,10 +22,12 @@ from service import __version__
 from service.changes import Changes
 from service.claiming import Claiming
 from service.clock import Clock, SystemClock, new_event_id
+from service.control_wiring import make_control
 from service.crashes import run_recorded
 from service.directory import DataDirectory
 from service.downloads import Downloads
 from service.duties import Duties
+from service.erasing import Erasing
 from service.events import EventMaker
 from service.files import Files
 from service.finishing import Finisher
@@ -87,6 +89,7 @@ class Service:
     settings: Settings
     readiness: Readiness
     claim: Claim
+    erasing: Erasing
     _listener: Listener
 
     @property
@@ -207,9 +210,8 @@ async def running(
         stack.push_async_callback(storage.close)
         with naming(storage_setting(settings)):
             await storage.open()
-        policy = make_policy(settings)
-        changes = Changes()
-        events = EventMaker(new_event_id)
+        policy, changes, events = make_policy(settings), Changes(), EventMaker(new_event_id)
+        revocations = Revocations(metadata, clock, life_seconds=settings.longest_token_life)
         process = share.process if share else new_process()
         leases, duties = Leases(metadata, clock, metrics, process), Duties(metadata, clock, process)
         files = Files(metadata, storage, clock, events, changes.changed)
@@ -253,7 +255,6 @@ async def running(
             hurry=rechecker.hurry if rechecker is not None else None,
         )
         downloads = Downloads(metadata, storage, clock, changes=changes, idle_seconds=settings.body_idle)
-        revocations = Revocations(metadata, clock, life_seconds=settings.longest_token_life)
         metrics.buffer_limit(settings.buffer_limit)
         bodies = Bodies(
             pool, PaceRules(settings.body_idle, settings.body_min_rate), settings.max_transfers, clock, metrics
@@ -270,7 +271,9 @@ async def running(
             accel_prefix=settings.accel_prefix if settings.download_mode == "accel" else None,
             redirect=settings.download_mode == "redirect",
         )
-        janitor = Janitor(metadata, settling, files, policy, clock, metrics)
+        control = make_control(settings, metadata, storage, keys, clock, changes, files, settling, revocations)
+        stack.push_async_callback(control.erasing.end)
+        janitor = Janitor(metadata, settling, files, policy, clock, metrics, upkeep=control.erasing.upkeep)
         for work in (
             leases.run(),
             janitor.run(settings.sweep_interval, duties),
@@ -282,7 +285,7 @@ async def running(
             stack.push_async_callback(_ended, task)
         stack.push_async_callback(tasks.end, _TASKS_SECONDS)
         stack.push_async_callback(claim.public.end)
-        await claim.public.serve(make_app(context, Cors(settings.cors_origins)))
+        await claim.public.serve(make_app(context, Cors(settings.cors_origins), control))
         readiness = Readiness({"storage": storage.probe, "database": metadata.probe})
         stack.push_async_callback(readiness.close)
         if share is None:
@@ -303,6 +306,7 @@ async def running(
             settings=settings,
             readiness=readiness,
             claim=claim,
+            erasing=control.erasing,
             _listener=claim.public,
         )
 
