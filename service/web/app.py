@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
+
 from aiohttp import web
 
+from service import __version__
 from service.control_routes import ROUTES
+from service.openapi import document
 from service.web import downloads, uploads
 from service.web.context import CONTEXT, Context
 from service.web.control import CONTROL, Control, handler_of
@@ -50,6 +55,16 @@ def _add_control(app: web.Application) -> None:
         add("*", path, _not_served(*sorted(allowed)), expect_handler=_no_continue)
 
 
+def _describer() -> Handler:
+    """`/openapi.json`, put together when it is first asked for."""
+    text = cache(lambda: json.dumps(document(__version__)))
+
+    async def describe(_request: web.Request) -> web.StreamResponse:
+        return web.json_response(text=text())
+
+    return describe
+
+
 def make_app(context: Context, cors: Cors, control: Control) -> web.Application:
     """The application; it holds nothing that would need to be started or stopped."""
     app = web.Application(middlewares=[observe, present_errors])
@@ -64,6 +79,7 @@ def make_app(context: Context, cors: Cors, control: Control) -> web.Application:
         ("/d/{file_id}", downloads.download),
         ("/d/{file_id}/manifest", downloads.manifest),
         ("/d/{file_id}/{name}", downloads.download),
+        ("/openapi.json", _describer()),
     ):
         add("GET", path, handler, expect_handler=_no_continue)
         add("HEAD", path, handler, expect_handler=_no_continue)

@@ -25,6 +25,7 @@ LAYERS: Final = {
     "service.keyset": 0,
     "service.links": 0,
     "service.model": 0,
+    "service.openapi": 0,
     "service.protocol": 0,
     "service.setting_types": 0,
     "service.settings": 0,
