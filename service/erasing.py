@@ -27,7 +27,7 @@ from service.storage.base import StorageError
 log = structlog.get_logger(__name__)
 
 #: until then other processes may make uploads of links that were revoked
-SETTLED_SECONDS: Final = 1.0
+SETTLED_SECONDS = 1.0
 #: how long the answer to a job, or to a repeated request, is kept
 KEPT_SECONDS: Final = 24 * 3600.0
 #: rows looked at in one go
@@ -48,9 +48,7 @@ class Erasing:
         revocations: Revocations,
         clock: Clock,
         quota: Quota,
-        settled_seconds: float = SETTLED_SECONDS,
     ) -> None:
-        """`settled_seconds`: a job begins so long after it was asked for."""
         self._metadata = metadata
         self._control = control
         self._files = files
@@ -58,7 +56,6 @@ class Erasing:
         self._revocations = revocations
         self._clock = clock
         self._quota = quota
-        self._settled_seconds = settled_seconds
         self._running: dict[str, asyncio.Task[None]] = {}
 
     async def usage(self, issuer: str, owner: str) -> OwnerUsage:
@@ -134,15 +131,15 @@ class Erasing:
             task.add_done_callback(lambda _: self._running.pop(job.id, None))
 
     async def _erase(self, job: Job) -> None:
-        await asyncio.sleep(self._settled_seconds)
         try:
             # asked for again meanwhile, it is for what there is now
-            now_is = await self._control.job(job.issuer, job.id)
-            if now_is is None or now_is.done_at is not None:
-                return
-            if await self._erase_all(now_is):
+            while (now_is := await self._control.job(job.issuer, job.id)) is not None and now_is.done_at is None:
+                wait = now_is.asked_at + SETTLED_SECONDS - self._clock.now()
+                await asyncio.sleep(min(max(wait, 0.0), SETTLED_SECONDS))
+                if not await self._erase_all(now_is):
+                    return
                 await self._control.end_job(now_is, now=self._clock.now())
-                log.info("erasure_done", job=job.id)
+            log.info("erasure_done", job=job.id)
         except MetadataError as error:
             log.warning("erasure_postponed", job=job.id, reason=str(error))
         except Exception:
@@ -150,7 +147,7 @@ class Erasing:
 
     async def _erase_all(self, job: Job) -> bool:
         """Whether nothing is left of what there was when the job was asked for."""
-        until, whole = job.asked_at + self._settled_seconds, True
+        until, whole = job.asked_at + SETTLED_SECONDS, True
         async for upload in self._uploads(job):
             if upload.created_at <= until:
                 whole &= await self._terminate(upload)
