@@ -27,6 +27,8 @@ _PATH: Final = {
     "name": ("^[^/]{1,255}$", "For people; nothing depends on it."),
 }
 _TUS: Final = {"name": "Tus-Resumable", "in": "header", "required": True, "schema": {"const": "1.0.0"}}
+#: answers to HEAD
+_BODILESS: Final = ("findUpload", "inspectUpload", "inspectDownload", "inspectDownloadNamed")
 _WAIT: Final = {
     "name": "wait",
     "in": "query",
@@ -161,7 +163,10 @@ def _told(
     operation: str, summary: str, description: str, answers: dict[str, str], problems: tuple[str, ...], **more: Any
 ) -> dict[str, Any]:
     """An operation in words."""
-    responses = {status: {"description": words} for status, words in answers.items()} | _refusals(problems)
+    refusals = _refusals(problems)
+    if operation in _BODILESS:
+        refusals = {status: {"description": refusal["description"]} for status, refusal in refusals.items()}
+    responses = {status: {"description": words} for status, words in answers.items()} | refusals
     return {"operationId": operation, "summary": summary, "description": description, "responses": responses, **more}
 
 
@@ -175,7 +180,7 @@ def _uploads() -> dict[str, Any]:
         "/files": {
             "options": _told(
                 "discover", "What is served.", "tus 1.0.0, OPTIONS; and CORS preflights. Needs no token.",
-                {"204": "`Tus-Version`, `Tus-Extension`, `Tus-Max-Size`, `Tus-Checksum-Algorithm`."}, (), tags=tags,
+                {"200": "`Tus-Version`, `Tus-Extension`, `Tus-Max-Size`, `Tus-Checksum-Algorithm`."}, (), tags=tags,
                 security=[],
             ),
             "post": _told(
