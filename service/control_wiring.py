@@ -51,6 +51,7 @@ def make_control(
         erasing=Erasing(
             metadata=metadata,
             control=metadata,
+            storage=storage,
             files=files,
             settling=settling,
             revocations=revocations,

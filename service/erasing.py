@@ -8,8 +8,9 @@ kill. Each step is one that anybody may take twice, so two at the same job do no
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Final
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 
@@ -22,7 +23,7 @@ from service.model import File, Quota, Upload
 from service.protocol.problems import Refusal, refuse
 from service.revocations import Revocations
 from service.settling import Settling
-from service.storage.base import StorageError
+from service.storage.base import Storage, StorageError
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +35,13 @@ KEPT_SECONDS: Final = 24 * 3600.0
 _BATCH: Final = 200
 _UNLIMITED: Final = Quota()
 
+Row = TypeVar("Row", Upload, File)
+Row_co = TypeVar("Row_co", bound=Upload | File, covariant=True)
+
+
+class _List(Protocol[Row_co]):
+    async def __call__(self, *, after: Any, limit: int) -> tuple[Row_co, ...]: ...
+
 
 class Erasing:
     """Owners, for the issuer whose they are, and the jobs of one process."""
@@ -43,6 +51,7 @@ class Erasing:
         *,
         metadata: MetadataStore,
         control: ControlStore,
+        storage: Storage,
         files: Files,
         settling: Settling,
         revocations: Revocations,
@@ -51,6 +60,7 @@ class Erasing:
     ) -> None:
         self._metadata = metadata
         self._control = control
+        self._storage = storage
         self._files = files
         self._settling = settling
         self._revocations = revocations
@@ -78,7 +88,7 @@ class Erasing:
         job = await self._control.begin_job(Job(new_job_id(), issuer, owner, now), revocation)
         self._revocations.hold(revocation)
         log.info("erasure_begun", job=job.id)
-        self._drive(job)
+        self._drive(job, again=False)
         return await self._view(job)
 
     async def job(self, issuer: str, job_id: str) -> Erasure:
@@ -108,7 +118,7 @@ class Erasing:
             MetadataError: worth a retry.
         """
         for job in await self._control.open_jobs(limit=_BATCH):
-            self._drive(job)
+            self._drive(job, again=True)
         now = self._clock.now()
         before, forgotten = now - KEPT_SECONDS, _BATCH
         while forgotten >= _BATCH:
@@ -125,18 +135,19 @@ class Erasing:
             task.cancel()
         await self.idle()
 
-    def _drive(self, job: Job) -> None:
+    def _drive(self, job: Job, *, again: bool) -> None:
         if job.id not in self._running:
-            task = self._running[job.id] = asyncio.create_task(self._erase(job))
+            task = self._running[job.id] = asyncio.create_task(self._erase(job, again=again))
             task.add_done_callback(lambda _: self._running.pop(job.id, None))
 
-    async def _erase(self, job: Job) -> None:
+    async def _erase(self, job: Job, *, again: bool) -> None:
+        """`again`: somebody was at it before, and may have left bytes of what is recorded as gone."""
         try:
             # asked for again meanwhile, it is for what there is now
             while (now_is := await self._control.job(job.issuer, job.id)) is not None and now_is.done_at is None:
                 wait = now_is.asked_at + SETTLED_SECONDS - self._clock.now()
                 await asyncio.sleep(min(max(wait, 0.0), SETTLED_SECONDS))
-                if not await self._erase_all(now_is):
+                if not (await self._erase_all(now_is) and (not again or await self._remove_left(now_is))):
                     return
                 await self._control.end_job(now_is, now=self._clock.now())
             log.info("erasure_done", job=job.id)
@@ -148,12 +159,23 @@ class Erasing:
     async def _erase_all(self, job: Job) -> bool:
         """Whether nothing is left of what there was when the job was asked for."""
         until, whole = job.asked_at + SETTLED_SECONDS, True
-        async for upload in self._uploads(job):
+        async for upload in _pages(partial(self._control.open_uploads_of, job.issuer, job.owner)):
             if upload.created_at <= until:
                 whole &= await self._terminate(upload)
-        async for file in self._owned_files(job):
+        async for file in _pages(partial(self._control.files_of, job.issuer, owner=job.owner)):
             if file.created_at <= until or await self._made_before(file, until):
-                await self._delete(file)
+                whole &= await self._removed(partial(self._files.delete, file))
+        return whole
+
+    async def _remove_left(self, job: Job) -> bool:
+        """Whether no byte is held of what ended since the job was asked for."""
+        ended = partial(self._control.ended_of, job.issuer, job.owner, since=job.asked_at)
+        deleted = partial(self._control.deleted_of, job.issuer, job.owner, since=job.asked_at)
+        whole = True
+        async for upload in _pages(ended):
+            whole &= await self._removed(partial(self._storage.discard, upload.id, finished=True))
+        async for file in _pages(deleted):
+            whole &= await self._removed(partial(self._storage.delete, file.key))
         return whole
 
     async def _terminate(self, upload: Upload) -> bool:
@@ -164,28 +186,25 @@ class Erasing:
             return refusal.problem.slug == "not-found"
         return True
 
-    async def _delete(self, file: File) -> None:
+    @staticmethod
+    async def _removed(remove: Callable[[], Awaitable[object]]) -> bool:
         try:
-            await self._files.delete(file)
+            await remove()
         except StorageError as error:
-            # what is recorded stands; the janitor finds the bytes
-            log.warning("delete_postponed", file_id=file.id, reason=str(error))
+            log.warning("erasure_waits", reason=str(error))
+            return False
+        return True
 
     async def _made_before(self, file: File, until: float) -> bool:
         """Whether its upload was one of those that were to end, and was faster."""
         upload = await self._metadata.upload(file.upload_id)
         return upload is None or upload.created_at <= until
 
-    async def _uploads(self, job: Job) -> AsyncIterator[Upload]:
-        last = None
-        while page := await self._control.open_uploads_of(job.issuer, job.owner, after=last, limit=_BATCH):
-            last = page[-1].id
-            for upload in page:
-                yield upload
 
-    async def _owned_files(self, job: Job) -> AsyncIterator[File]:
-        last = None
-        while page := await self._control.files_of(job.issuer, owner=job.owner, after=last, limit=_BATCH):
-            last = page[-1].id
-            for file in page:
-                yield file
+async def _pages(ask: _List[Row]) -> AsyncIterator[Row]:
+    """Each row of a list by id."""
+    last = None
+    while page := await ask(after=last, limit=_BATCH):
+        last = page[-1].id
+        for row in page:
+            yield row

@@ -125,6 +125,18 @@ class ControlStore(Protocol):
         """Those in `receiving` and `finishing`, and ready partials."""
         ...
 
+    async def ended_of(
+        self, issuer: str, owner: str, *, since: float, after: UploadId | None, limit: int
+    ) -> tuple[Upload, ...]:
+        """Those that were terminated at the instant or later."""
+        ...
+
+    async def deleted_of(
+        self, issuer: str, owner: str, *, since: float, after: FileId | None, limit: int
+    ) -> tuple[File, ...]:
+        """Files that were deleted at the instant or later."""
+        ...
+
     # owners
     async def usage(self, issuer: str, owner: str) -> Usage: ...
 

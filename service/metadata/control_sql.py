@@ -53,6 +53,18 @@ class SqlControl(ABC):
         work = partial(controlling.open_uploads_of, issuer=issuer, owner=owner, after=after, limit=limit)
         return await self._read(work)
 
+    async def ended_of(
+        self, issuer: str, owner: str, *, since: float, after: UploadId | None, limit: int
+    ) -> tuple[Upload, ...]:
+        work = partial(controlling.ended_of, issuer=issuer, owner=owner, since=since, after=after, limit=limit)
+        return await self._read(work)
+
+    async def deleted_of(
+        self, issuer: str, owner: str, *, since: float, after: FileId | None, limit: int
+    ) -> tuple[File, ...]:
+        work = partial(controlling.deleted_of, issuer=issuer, owner=owner, since=since, after=after, limit=limit)
+        return await self._read(work)
+
     async def usage(self, issuer: str, owner: str) -> Usage:
         return await self._read(partial(owning.usage, issuer=issuer, owner=owner))
 

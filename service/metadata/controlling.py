@@ -80,6 +80,29 @@ _OPEN_OF_OWNER = (
     .order_by(up.id)
     .limit(bindparam("at_most"))
 )
+_ENDED_OF_OWNER = (
+    select(uploads)
+    .where(
+        up.issuer == bindparam("of_issuer"),
+        up.owner == bindparam("of_owner"),
+        up.id > bindparam("last_id"),
+        up.state == literal(State.TERMINATED),
+        up.updated_at >= bindparam("since"),
+    )
+    .order_by(up.id)
+    .limit(bindparam("at_most"))
+)
+_DELETED_OF_OWNER = (
+    select(files)
+    .where(
+        files.c.issuer == bindparam("of_issuer"),
+        files.c.owner == bindparam("of_owner"),
+        files.c.id > bindparam("last_id"),
+        files.c.deleted_at >= bindparam("since"),
+    )
+    .order_by(files.c.id)
+    .limit(bindparam("at_most"))
+)
 
 _JOB = select(jobs).where(jobs.c.id == bindparam("job_id"), jobs.c.issuer == bindparam("of_issuer"))
 _OPEN_JOBS = select(jobs).where(jobs.c.done_at.is_(None)).order_by(jobs.c.asked_at).limit(bindparam("at_most"))
@@ -184,6 +207,20 @@ def open_uploads_of(
 ) -> tuple[Upload, ...]:
     bound = {"of_issuer": issuer, "of_owner": owner, "last_id": after or "", "at_most": limit}
     return load_uploads(connection, connection.execute(_OPEN_OF_OWNER, bound).all())
+
+
+def ended_of(
+    connection: Connection, issuer: str, owner: str, since: float, after: UploadId | None, limit: int
+) -> tuple[Upload, ...]:
+    bound = {"of_issuer": issuer, "of_owner": owner, "since": since, "last_id": after or "", "at_most": limit}
+    return load_uploads(connection, connection.execute(_ENDED_OF_OWNER, bound).all())
+
+
+def deleted_of(
+    connection: Connection, issuer: str, owner: str, since: float, after: FileId | None, limit: int
+) -> tuple[File, ...]:
+    bound = {"of_issuer": issuer, "of_owner": owner, "since": since, "last_id": after or "", "at_most": limit}
+    return tuple(load_file(row) for row in connection.execute(_DELETED_OF_OWNER, bound))
 
 
 # jobs

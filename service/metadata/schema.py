@@ -190,7 +190,7 @@ files = Table(
     Column("expires_at", Double),
     Column("deleted_at", Double),
     Column("lives_until", Double),
-    Index("files_owner", "issuer", "owner", "id", **_where("owner IS NOT NULL AND deleted_at IS NULL")),
+    Index("files_owner", "issuer", "owner", "id", **_where("owner IS NOT NULL")),
     Index("files_live", "expires_at", "size", "deleted_at", **_where("deleted_at IS NULL")),
     Index("files_deleted", "deleted_at", **_where("deleted_at IS NOT NULL")),
 )

@@ -284,6 +284,23 @@ class ControlContract:
         assert {upload.id for upload in found} == {receiving.id, part.id}
         assert len(await store.open_uploads_of("backend", "u1", after=found[0].id, limit=10)) == 1
 
+    async def test_what_an_owner_had_is_found_after_its_end(self, store: Store) -> None:
+        """Terminated uploads and deleted files, from an instant on, and no others."""
+        ends = {NOW: State.TERMINATED, NOW + 1: State.TERMINATED, NOW + 2: State.EXPIRED}
+        uploads, files = [], []
+        for at, state in ends.items():
+            uploads.append(await put(store, owned()))
+            await store.end_upload(uploads[-1].id, epoch=None, ending=Ending(state, at))
+            files.append(await published(store, await put(store, owned())))
+            await store.delete_file(files[-1].id, now=at)
+        await published(store, await put(store, owned()))
+        await put(store, owned("u2"))
+        ended = await store.ended_of("backend", "u1", since=NOW + 1, after=None, limit=10)
+        assert [upload.id for upload in ended] == [uploads[1].id]
+        deleted = await store.deleted_of("backend", "u1", since=NOW + 1, after=None, limit=10)
+        assert [file.id for file in deleted] == sorted(file.id for file in files[1:])
+        assert await store.deleted_of("backend", "u1", since=NOW, after=max(f.id for f in files), limit=10) == ()
+
     # jobs
 
     async def test_a_job_is_one_for_an_owner_until_it_is_done(self, store: Store, other: Store) -> None:

@@ -231,6 +231,8 @@ def control(connection: Connection) -> None:
     for state in State:
         controlling.uploads_in(connection, "backend", state, None, 10)
     controlling.open_uploads_of(connection, "backend", "u1", None, 10)
+    controlling.ended_of(connection, "backend", "u1", NOW, None, 10)
+    controlling.deleted_of(connection, "backend", "u1", NOW, None, 10)
     controlling.refs(connection, [FileId("f_x")])
     controlling.open_jobs(connection, 10)
     controlling.revoked(connection, 7)

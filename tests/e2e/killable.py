@@ -40,7 +40,7 @@ from service.storage.filesystem import FilesystemStorage, appender, layout, publ
 from service.storage.s3.calls import Calls
 
 #: renewals, questions to a holder, duties, the sweep's purge, the probe: made when their time has come
-_BY_CLOCK: Final = frozenset({"renew", "ask", "take", "give_back", "purge", "_touch"})
+_BY_CLOCK: Final = frozenset({"renew", "ask", "take", "give_back", "purge", "forget", "_touch"})
 
 
 #: system calls that are points; not those that write bytes, whose number depends on how they came

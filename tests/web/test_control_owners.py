@@ -13,10 +13,11 @@ from service import erasing
 from service.erasing import Erasing
 from service.protocol.problems import refuse
 from service.settling import Settling
+from service.storage.base import StorageUnavailable
 from tests.web.backend import Backend, other_backend
 from tests.web.harness import OCTETS, TUS, FakeClock, Site, path_of, site
 from tests.web.test_control_files import told
-from tests.web.traces import traces
+from tests.web.traces import breaks, traces
 from tests.web.under_way import begin_patch
 
 GIB = 2**30
@@ -207,7 +208,7 @@ async def test_an_erasure_goes_on_after_a_restart(tmp_path: Path, monkeypatch: p
     """A job that a stop left behind is taken up by the first sweep of the next service."""
     clock = FakeClock()
 
-    async def never(self: Erasing, job: object) -> None:
+    async def never(self: Erasing, job: object, *, again: bool) -> None:
         await asyncio.Event().wait()
 
     async with site(tmp_path, clock=clock) as here:
@@ -241,6 +242,21 @@ async def test_an_erasure_keeps_what_came_after_it_was_asked_for(tmp_path: Path)
         assert (await here.ask("GET", here.download_link(old["file_id"]))).status == 410
         assert (await backend.fetch(new)).body == b"new"
         assert await metadata.miscounted() == {}
+
+
+async def test_an_erasure_is_done_when_no_byte_is_left(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While storage is away the files are gone for everybody, and the job runs until their bytes are gone as well."""
+    backend = Backend(here)
+    for number in range(3):
+        await backend.store(b"%d" % number, owner="u1")
+    with monkeypatch.context() as patch:
+        patch.setattr(here.service.storage._inner, "delete", breaks(StorageUnavailable("away")))
+        job_id = (await backend.call("DELETE", "/owners/u1")).json["job_id"]
+        job = await job_done(backend, job_id)
+        assert (job["state"], job["files_left"], len(here.leftovers())) == ("running", 0, 3)
+    await here.service.erasing.upkeep()
+    assert (await job_done(backend, job_id))["state"] == "done"
+    assert here.leftovers() == []
 
 
 async def test_an_erasure_that_meets_a_lock_is_not_done(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def upgrade() -> None:
     op.add_column("uploads", sa.Column("reserved", sa.BigInteger(), server_default="0", nullable=False))
     _partial_index("uploads_owner", "uploads", ["issuer", "owner", "id"], "owner IS NOT NULL")
     op.add_column("files", sa.Column("lives_until", sa.Double()))
-    _partial_index("files_owner", "files", ["issuer", "owner", "id"], "owner IS NOT NULL AND deleted_at IS NULL")
+    _partial_index("files_owner", "files", ["issuer", "owner", "id"], "owner IS NOT NULL")
     op.add_column("events", sa.Column("issuer", sa.Text(), server_default="", nullable=False))
     _fill()
 
