@@ -33,7 +33,7 @@ async def _read(request: web.Request, framing: Framing) -> bytes:
     if (framing.length or 0) > MOST_BYTES:
         raise _too_large()
     content = bytearray()
-    async with request.app[CONTEXT].bodies.open(request, framing) as body:
+    async with request.app[CONTEXT].bodies.open(request, framing, transfer=False) as body:
         while (piece := await body.read()) is not None:
             content += piece
             if len(content) > MOST_BYTES:

@@ -19,6 +19,7 @@ from service.web.json_body import MOST_BYTES
 from tests.web.backend import MIB, Backend, other_backend
 from tests.web.harness import Answer, FakeClock, Site, path_of, site
 from tests.web.traces import count, forward, instant, traces
+from tests.web.under_way import begin_patch
 
 DAY = 86400
 TERMS = {
@@ -96,6 +97,21 @@ async def test_only_json_is_read(here: Site) -> None:
     assert answer.slug == "too-large"
     answer = await here.ask("POST", "/v1/upload-links", chunked, b'{"max":5}', chunked=True)
     assert answer.status == 201
+
+
+async def test_backends_are_served_while_there_is_no_room_for_transfers(tmp_path: Path) -> None:
+    """Links are signed and revoked however many uploads run; none of these requests is measured as a transfer."""
+    async with site(tmp_path, max_transfers="1") as here:
+        backend = Backend(here)
+        path = await here.create(100)
+        line = await begin_patch(here, path, 0, b"some", length=100)
+        assert (await here.ask("PUT", here.link(), {}, b"more")).slug == "overloaded"
+        made = await backend.link()
+        assert (await backend.call("POST", "/revocations", {"jti": made["jti"]})).status == 201
+        await line.send(bytes(96))
+        assert (await line.answer()).status == 204
+        metrics = here.service.metrics.render().decode()
+        assert 'attachd_transfer_duration_seconds_count{direction="in",outcome="ok"} 1.0' in metrics
 
 
 async def test_a_service_without_a_private_key_signs_nothing(here: Site) -> None:
