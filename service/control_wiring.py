@@ -59,7 +59,7 @@ def make_control(
             quota=settings.quota,
         ),
         revocations=revocations,
-        feed=Feed(metadata, clock),
+        feed=Feed(metadata, metadata, clock),
         once=Once(metadata, clock),
         clock=clock,
     )

@@ -170,6 +170,11 @@ class ControlStore(Protocol):
         """Those with a number above `after`, by number; it rises with each."""
         ...
 
+    # events
+    async def newest_event(self) -> int:
+        """The highest sequence number of an event; 0: there is none."""
+        ...
+
     # repeated requests
     async def remember(self, asked: Repeatable, *, forget_before: float) -> Repeatable:
         """The request as it was first asked with that key: this one, unless there is one made after `forget_before`."""

@@ -92,6 +92,9 @@ class SqlControl(ABC):
     async def revocations(self, *, after: int) -> tuple[tuple[int, Revocation], ...]:
         return await self._read(partial(controlling.revoked, after=after))
 
+    async def newest_event(self) -> int:
+        return await self._read(controlling.newest_event)
+
     async def remember(self, asked: Repeatable, *, forget_before: float) -> Repeatable:
         return await self._write(partial(controlling.remember, asked=asked, forget_before=forget_before))
 

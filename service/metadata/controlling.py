@@ -15,7 +15,7 @@ from service.metadata.control import MOST_REFS, Job, Named, Refs, Repeatable, Re
 from service.metadata.prepared import Prepared, PreparedPut
 from service.metadata.reads import READY_PARTIAL, behind, in_states, literal, load_uploads, page, up
 from service.metadata.rows import load_file
-from service.metadata.schema import file_refs, files, jobs, requests, revocations, uploads
+from service.metadata.schema import events, file_refs, files, jobs, requests, revocations, uploads
 from service.metadata.writes import delete_file, put_ref
 from service.model import Event, File, FileId, State, Upload, UploadId
 
@@ -119,6 +119,8 @@ _END_JOB = (
     .returning(jobs)
 )
 _REVOCATIONS = Prepared(select(revocations).where(revocations.c.seq > bindparam("after")).order_by(revocations.c.seq))
+
+_NEWEST_EVENT = Prepared(select(func.max(events.c.seq).label("seq")))
 
 
 def _remember(dialect: Any) -> Any:
@@ -276,6 +278,13 @@ def revoked(connection: Connection, after: int) -> tuple[tuple[int, Revocation],
 def _load_revocation(row: Any) -> Revocation:
     named: Named = row.kind
     return Revocation(row.issuer, named, row.value, row.issued_before, row.until)
+
+
+# events
+
+
+def newest_event(connection: Connection) -> int:
+    return _NEWEST_EVENT.first(connection, {}).seq or 0
 
 
 # requests

@@ -336,6 +336,15 @@ class ControlContract:
         assert found == second
         assert later > seq
 
+    # events
+
+    async def test_the_newest_event_is_known(self, store: Store, other: Store) -> None:
+        """Its number, as soon as it is there, whoever wrote it."""
+        assert await store.newest_event() == 0
+        for _ in range(2):
+            await put(other, owned(), events=[make_event()])
+        assert await store.newest_event() == (await store.events())[-1][0] == 2
+
     # repeated requests
 
     async def test_the_first_of_equal_requests_is_remembered(

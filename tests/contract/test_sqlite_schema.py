@@ -236,6 +236,7 @@ def control(connection: Connection) -> None:
     controlling.refs(connection, [FileId("f_x")])
     controlling.open_jobs(connection, 10)
     controlling.revoked(connection, 7)
+    controlling.newest_event(connection)
     controlling.forget(connection, NOW, NOW, NOW, 10)
     owning.usage(connection, "backend", "u1")
 

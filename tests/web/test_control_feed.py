@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from service import feed
+from service.metadata.control_sql import SqlControl
 from tests.web.backend import Backend, other_backend
 from tests.web.harness import Site
 from tests.web.traces import count
@@ -61,6 +62,26 @@ async def test_a_reader_that_waits_hears_at_once(here: Site) -> None:
     began = time.monotonic()
     assert await backend.get(f"/events?after={after}&wait=0.2") == {"events": [], "next": after}
     assert 0.2 <= time.monotonic() - began < 2
+
+
+async def test_many_readers_wait_at_the_cost_of_one(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty that wait for a second ask the database for news a few times in all, and all of them hear it."""
+    looks: list[int] = []
+    newest_event = SqlControl.newest_event
+
+    async def counted(self: SqlControl) -> int:
+        looks.append(1)
+        return await newest_event(self)
+
+    monkeypatch.setattr(SqlControl, "newest_event", counted)
+    backend = Backend(here)
+    waiting = [asyncio.create_task(backend.get("/events?wait=20")) for _ in range(50)]
+    await until(lambda: here.service.context.waiting.held == 50)
+    await asyncio.sleep(1)
+    await backend.store()
+    pages = await asyncio.gather(*waiting)
+    assert {page["events"][0]["type"] for page in pages} == {"upload.created"}
+    assert len(looks) < 12
 
 
 async def test_others_events_are_passed_over_and_the_cursor_goes_on(
