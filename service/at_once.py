@@ -23,7 +23,7 @@ from service.events import EventMaker
 from service.files import discard_all
 from service.finishing import new_file
 from service.links import VerifiedUpload
-from service.metadata.base import Conflict, FileIdTaken, MetadataStore
+from service.metadata.base import Conflict, FileIdTaken, MetadataStore, QuotaExceeded
 from service.metrics import Metrics
 from service.model import Block, ConcatKind, LinkTerms, LinkUse, State, Upload, UploadId
 from service.protocol.decide import decide_create
@@ -111,7 +111,7 @@ class AtOnce:
         self, intent: Create, verified: VerifiedUpload, data: memoryview, sniffed: str | None
     ) -> Upload | None:
         terms, now = verified.terms, self._clock.now()
-        upload = fresh_upload(intent, terms, self._policy, now).with_(offset=len(data), state=State.READY)
+        upload = fresh_upload(intent, terms, self._policy, now, len(data)).with_(offset=len(data), state=State.READY)
         try:
             blocks = await self._hashed(data)
             stored = await self._storage.put(upload.id, data)
@@ -121,9 +121,9 @@ class AtOnce:
         events = [self._events.of_upload("created", upload, now), self._events.of_file("ready", file, upload, now)]
         use = LinkUse(terms.issuer, terms.jti, terms.expires_at, uploads=(upload.id,))
         try:
-            await self._metadata.create_ready(upload, use, file, events=events)
-        except (Conflict, FileIdTaken):
-            # the link or the file id is not new: what that means is decided on the long way
+            await self._metadata.create_ready(upload, use, file, events=events, quota=self._policy.quota)
+        except (Conflict, FileIdTaken, QuotaExceeded):
+            # the link or the file id is not new, or the owner has no room: what that means is decided on the long way
             await discard_all(self._storage, upload.id)
             return None
         self._unmark_soon(upload.id)

@@ -11,9 +11,9 @@ from service.events import EventMaker
 from service.hooks import Hooks
 from service.links import VerifiedUpload
 from service.lookup import Lookup
-from service.metadata.base import Conflict, FileIdTaken, MetadataStore
+from service.metadata.base import Conflict, FileIdTaken, MetadataStore, QuotaExceeded
 from service.model import ConcatKind, LinkTerms, LinkUse, State, Upload
-from service.protocol.decide import decide_create, decide_final, decide_use, overdue, partial_room
+from service.protocol.decide import decide_create, decide_final, decide_use, limit_of, overdue, partial_room
 from service.protocol.intents import Create, Policy
 from service.protocol.problems import refuse
 from service.room import Room
@@ -52,7 +52,7 @@ class Claiming:
 
         Raises:
             Refusal: what `decide_create`, `decide_use` and `decide_final` raise; link-expired;
-                storage-full; hook-refused; hook-unavailable; locked, when the link is raced.
+                storage-full; quota-exceeded; hook-refused; hook-unavailable; locked, when the link is raced.
         """
         terms = verified.terms
         allowed = False
@@ -80,28 +80,31 @@ class Claiming:
                 continue
             except FileIdTaken:
                 raise refuse("link-used", "the file of this link exists already", close=True) from None
+            except QuotaExceeded:
+                raise refuse("quota-exceeded", "the link's owner has no room left for it", close=True) from None
         raise refuse("locked", "the link is being used by other requests", retry_after=1, close=True)
 
     async def _insert(self, intent: Create, terms: LinkTerms, use: LinkUse | None, length: int | None) -> Upload:
         now = self._clock.now()
         part = intent.concat_kind is ConcatKind.PARTIAL
         before = use or LinkUse(terms.issuer, terms.jti, terms.expires_at)
-        reserved = 0
+        partial_bytes = 0
         if part:
             # a partial of unknown length reserves what the others left, and may not take more (T-05F)
             room = partial_room(terms, before, self._policy)
-            reserved = room if length is None else length
-            terms = replace(terms, max_size=reserved)
-        upload = fresh_upload(intent, terms, self._policy, now).with_(length=length)
+            partial_bytes = room if length is None else length
+            terms = replace(terms, max_size=partial_bytes)
+        upload = fresh_upload(intent, terms, self._policy, now, length)
         # a single-use link that is free again has only its newest upload
         counting = () if terms.single_use else before.uploads
         after = replace(
             before,
             uploads=before.uploads if part else (*counting, upload.id),
             partials=before.partials + part,
-            partial_bytes=before.partial_bytes + reserved,
+            partial_bytes=before.partial_bytes + partial_bytes,
         )
-        await self._metadata.create_upload(upload, after, events=[self._events.of_upload("created", upload, now)])
+        events = [self._events.of_upload("created", upload, now)]
+        await self._metadata.create_upload(upload, after, events=events, quota=self._policy.quota)
         return upload
 
     async def _forget_overdue(self, made: Iterable[Upload], now: float) -> None:
@@ -121,9 +124,11 @@ def _empty(intent: Create) -> bool:
     return intent.length == 0 and intent.framing.empty and plain
 
 
-def fresh_upload(intent: Create, terms: LinkTerms, policy: Policy, now: float) -> Upload:
+def fresh_upload(intent: Create, terms: LinkTerms, policy: Policy, now: float, length: int | None) -> Upload:
     """The upload that the creation asks for, nothing received: `finishing` if there is nothing to receive."""
     part = intent.concat_kind is ConcatKind.PARTIAL
+    # for its owner an upload counts with all that may come of it (lesson A7)
+    most = length if length is not None else limit_of(terms, policy)
     return Upload(
         id=new_upload_id(),
         protocol=intent.protocol,
@@ -134,7 +139,7 @@ def fresh_upload(intent: Create, terms: LinkTerms, policy: Policy, now: float) -
         created_at=now,
         updated_at=now,
         expires_at=now + min(policy.idle_seconds, policy.life_seconds),
-        length=intent.length,
+        length=length,
         deferred=intent.deferred,
         state=State.FINISHING if _empty(intent) else State.RECEIVING,
         metadata=intent.metadata,
@@ -143,4 +148,5 @@ def fresh_upload(intent: Create, terms: LinkTerms, policy: Policy, now: float) -
         concat=intent.concat,
         concat_kind=intent.concat_kind,
         partials=intent.partials,
+        reserved=0 if terms.owner is None or most is None else most,
     )

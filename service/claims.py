@@ -104,7 +104,8 @@ def _audience(value: Any) -> tuple[str, ...]:
 
 
 _JTI: Final = _text(re.compile(r"[A-Za-z0-9_-]{16,128}"), "16 to 128 of A-Z a-z 0-9 _ -, at least 96 random bits")
-_SUB: Final = _text(re.compile(r"[A-Za-z0-9._:@-]{1,128}"), "1 to 128 of A-Z a-z 0-9 . _ : @ -")
+_OWNER: Final = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
+_SUB: Final = _text(_OWNER, "1 to 128 of A-Z a-z 0-9 . _ : @ -")
 _FID: Final = _text(FILE_ID, "f_ and 26 of a-z 2-7")
 
 _COMMON: Final[Table] = {
@@ -135,6 +136,20 @@ DOWNLOAD: Final[Table] = _COMMON | {
     "disposition": (False, _text(re.compile("inline|attachment"), "inline or attachment")),
 }
 SERVICE: Final[Table] = _COMMON | {"jti": (False, _JTI), "sub": (False, _SUB)}
+
+
+def is_owner(text: str) -> bool:
+    """Whether the text can be an owner."""
+    return _OWNER.fullmatch(text) is not None
+
+
+def is_ref(text: str) -> bool:
+    """Whether the text can be a reference."""
+    try:
+        _ref(text)
+    except ValueError:
+        return False
+    return True
 
 
 def read(claims: Mapping[str, Any], table: Table) -> dict[str, Any]:

@@ -67,3 +67,12 @@ def new_event_id() -> str:
 
 def new_question_id() -> str:
     return "hook_" + _base32_130()
+
+
+def new_job_id() -> str:
+    return "j_" + _base32_130()
+
+
+def new_jti() -> str:
+    """144 random bits, for a link."""
+    return secrets.token_urlsafe(18)

@@ -43,7 +43,7 @@ class EventMaker:
             "meta": terms.meta or {},
             **more,
         }
-        return Event(self._new_id(), f"upload.{what}", upload.id, now, data)
+        return Event(self._new_id(), f"upload.{what}", upload.id, now, data, terms.issuer)
 
     def of_file(self, what: str, file: File, upload: Upload | None, now: float, **more: object) -> Event:
         """`file.ready`, `file.infected`, `file.deleted`, `file.corrupt`."""
@@ -62,4 +62,4 @@ class EventMaker:
             "meta": (upload.terms.meta if upload else None) or {},
             **more,
         }
-        return Event(self._new_id(), f"file.{what}", file.id, now, data)
+        return Event(self._new_id(), f"file.{what}", file.id, now, data, file.issuer)

@@ -14,7 +14,7 @@ import structlog
 
 from service.clock import Clock
 from service.events import EventMaker
-from service.metadata.base import MetadataStore
+from service.metadata.base import Conflict, MetadataStore
 from service.model import ConcatKind, File, FileId, State, Upload, UploadId
 from service.storage.base import Held, Storage, StorageError
 
@@ -60,16 +60,25 @@ class Files:
         self._events = events
         self._changed = changed
 
-    async def delete(self, file: File) -> None:
+    async def delete(self, file: File, *, expired_before: float | None = None) -> bool:
         """The file is gone for every link to it; its bytes go after the record says so.
 
         A download that has begun may run to its end. Idempotent.
 
+        Args:
+            expired_before: only if its time was over by then; whether it was is what comes back.
+
         Raises:
             StorageError: worth a retry; the file is deleted, its bytes are an orphan.
         """
-        await self._forget(file)
+        try:
+            await self._forget(file, expired_before=expired_before)
+        except Conflict:
+            if expired_before is None:
+                raise
+            return False
         await self._storage.delete(file.key)
+        return True
 
     async def forget_of(self, upload: Upload) -> None:
         """The file that the upload made, if any, is deleted, but for its bytes. A partial makes none."""
@@ -78,12 +87,12 @@ class Files:
             if file is not None and file.upload_id == upload.id:
                 await self._forget(file)
 
-    async def _forget(self, file: File) -> None:
+    async def _forget(self, file: File, *, expired_before: float | None = None) -> None:
         if file.deleted_at is not None:
             return
         now = self._clock.now()
-        upload = await self._metadata.upload(file.upload_id)
-        await self._metadata.delete_file(file.id, now=now, events=[self._events.of_file("deleted", file, upload, now)])
+        event = self._events.of_file("deleted", file, await self._metadata.upload(file.upload_id), now)
+        await self._metadata.delete_file(file.id, now=now, events=[event], expired_before=expired_before)
         log.info("file_deleted", file_id=file.id, size=file.manifest.size)
         self._changed(file.id)
 

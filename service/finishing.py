@@ -303,7 +303,9 @@ def new_file(
 ) -> File:
     """The row of the file that the upload becomes."""
     terms = upload.terms
-    lives = [seconds for seconds in (terms.ttl_seconds, None if terms.ref else terms.hold_seconds) if seconds]
+    lives_until = now + terms.ttl_seconds if terms.ttl_seconds else None
+    # a file with a reference is claimed, and nothing holds it (lesson E4)
+    held_until = now + terms.hold_seconds if terms.hold_seconds and terms.ref is None else None
     return File(
         id=upload.file_id,
         upload_id=upload.id,
@@ -317,5 +319,6 @@ def new_file(
         sniffed_type=sniffed,
         filename=upload.filename,
         ref=terms.ref,
-        expires_at=now + min(lives) if lives else None,
+        expires_at=min((instant for instant in (lives_until, held_until) if instant is not None), default=None),
+        lives_until=lives_until,
     )

@@ -3,7 +3,7 @@
 Rows without bytes: a file whose object is missing or of another size, an unfinished upload that
 storage cannot back as far as its offset, or that storage has finished. Bytes without rows: what a
 sweep would remove, and what it leaves alone because another database may know it. A restored copy
-of the database shows as both (lesson C7).
+of the database shows as both (lesson C7). And within the database: what owners are counted to have.
 
 A service may go on beside it: a difference counts only if the row is the same after the look as it
 was before. Memory does not grow with the number of files: rows come in pages, and what is held is
@@ -20,6 +20,7 @@ from typing import Final, TypeVar
 
 from service.files import Files, Orphan
 from service.metadata.base import MetadataStore
+from service.metadata.control import ControlStore, Usage
 from service.model import ConcatKind, File, FileId, State, Upload
 from service.storage.base import Backing, Storage, StorageError, StorageShort
 
@@ -46,6 +47,7 @@ class Word(StrEnum):
     ORPHAN = "orphan"
     STRANGER = "stranger"
     STAGED = "staged"
+    MISCOUNTED = "miscounted"
     UNCHECKED = "unchecked"
 
 
@@ -61,9 +63,12 @@ class Finding:
 class Fsck:
     """One pass. The counts are right once it is over."""
 
-    def __init__(self, metadata: MetadataStore, storage: Storage, files: Files, *, older_than: float) -> None:
+    def __init__(
+        self, metadata: MetadataStore, control: ControlStore, storage: Storage, files: Files, *, older_than: float
+    ) -> None:
         """`older_than`: seconds; bytes that no record needs are not told of if they were changed since."""
         self._metadata = metadata
+        self._control = control
         self._storage = storage
         self._files = files
         self._older_than = older_than
@@ -94,6 +99,8 @@ class Fsck:
                 for findings in await asyncio.gather(*map(self._upload, each)):
                     for finding in findings:
                         yield finding
+        for (_, owner), (counted, right) in (await self._control.miscounted()).items():
+            yield Finding(Word.MISCOUNTED, owner, f"{_counts(counted)} are counted, there are {_counts(right)}")
         try:
             async for orphan in self._files.orphans(older_than=self._older_than):
                 yield _unneeded(orphan)
@@ -178,6 +185,13 @@ def _unfinished(upload: Upload) -> bool:
     if upload.state is State.READY:
         return upload.concat_kind is ConcatKind.PARTIAL
     return upload.state in (State.RECEIVING, State.FINISHING)
+
+
+def _counts(usage: Usage) -> str:
+    return (
+        f"{usage.files} files of {usage.file_bytes} bytes and {usage.pending} unfinished uploads"
+        f" with {usage.reserved} bytes reserved"
+    )
 
 
 def _unneeded(orphan: Orphan) -> Finding:

@@ -1,4 +1,4 @@
-"""Verified links for the use-cases: the key set of the moment, the audience, the counting.
+"""Verified links and service tokens for the use-cases: the key set of the moment, the audience, the counting.
 
 The one place where a token is looked at. Tokens go no further than this: what comes out are the
 terms, the key's id and a short hash for the log.
@@ -9,7 +9,16 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from service.links import LinkRefusal, VerifiedDownload, VerifiedUpload, verify_download, verify_upload
+from service.links import (
+    LinkRefusal,
+    VerifiedDownload,
+    VerifiedService,
+    VerifiedUpload,
+    verify_download,
+    verify_service,
+    verify_upload,
+)
+from service.protocol.problems import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -18,8 +27,9 @@ if TYPE_CHECKING:
     from service.keyset import KeySet
     from service.metrics import Metrics
     from service.model import FileId
+    from service.revocations import Revocations
 
-T = TypeVar("T", VerifiedUpload, VerifiedDownload)
+T = TypeVar("T", VerifiedUpload, VerifiedDownload, VerifiedService)
 
 #: tokens of unknown keys make the key set be read again at most so often
 _RELOAD_SECONDS: Final = 0.1
@@ -28,12 +38,13 @@ _REMEMBERED: Final = 2048
 
 
 class Gate:
-    """Verifies upload and download links against the current keys.
+    """Verifies upload links, download links and service tokens against the current keys.
 
     Args:
         keys: the set as last read; does no I/O.
         reload: the set as it is now; asked when a token names a key that is not in `keys`, so that
             a link signed right after `attachd keys new` works at once.
+        revocations: what was revoked; None: nothing ever is.
     """
 
     def __init__(
@@ -41,9 +52,11 @@ class Gate:
         keys: Callable[[], KeySet],
         *,
         reload: Callable[[], Awaitable[KeySet]] | None = None,
+        revocations: Revocations | None = None,
         audience: str | None,
         upload_life_seconds: float,
         download_life_seconds: float,
+        service_life_seconds: float,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
@@ -53,9 +66,11 @@ class Gate:
         #: what was verified against `_known_keys`, oldest first; told apart by the file that it was verified for
         self._known: dict[tuple[str, FileId | None], VerifiedUpload | VerifiedDownload] = {}
         self._known_keys: KeySet | None = None
+        self._revocations = revocations
         self._audience = audience
         self._upload_life_seconds = upload_life_seconds
         self._download_life_seconds = download_life_seconds
+        self._service_life_seconds = service_life_seconds
         self._clock = clock
         self._metrics = metrics
 
@@ -71,6 +86,8 @@ class Gate:
             verified = await self._verified(verify)
             if not verified.expired:
                 self._remember(token, None, verified)
+        terms = verified.terms
+        await self._refuse_revoked(verified, terms.issuer, jti=terms.jti, owner=terms.owner, file_id=terms.file_id)
         self._metrics.token_verified("expired" if verified.expired else "ok", kid=verified.kid)
         return verified
 
@@ -86,8 +103,33 @@ class Gate:
                 partial(verify_download, token or "", file_id=file_id, max_life_seconds=self._download_life_seconds)
             )
             self._remember(token, file_id, verified)
+        await self._refuse_revoked(
+            verified, verified.issuer, jti=verified.jti, owner=verified.owner, file_id=verified.file_id
+        )
         self._metrics.token_verified("ok", kid=verified.kid)
         return verified
+
+    async def service(self, token: str | None, scope: str) -> VerifiedService:
+        """Who a service token with the scope acts for: its key's issuer, and nobody else.
+
+        Raises:
+            Refusal: bad-link, wrong-scope, link-expired.
+        """
+        verified = await self._verified(
+            partial(verify_service, token or "", scope=scope, max_life_seconds=self._service_life_seconds)
+        )
+        await self._refuse_revoked(verified, verified.issuer, jti=verified.jti, owner=None, file_id=None)
+        self._metrics.token_verified("ok", kid=verified.kid)
+        return verified
+
+    async def _refuse_revoked(
+        self, verified: T, issuer: str, *, jti: str | None, owner: str | None, file_id: FileId | None
+    ) -> None:
+        if self._revocations is not None and await self._revocations.revoked(
+            issuer, jti=jti, owner=owner, file_id=file_id, issued_at=verified.issued_at
+        ):
+            self._metrics.token_verified("revoked")
+            raise LinkRefusal(Problem("bad-link", "It has been revoked; ask for a new one."), "revoked", verified.kid)
 
     def _remembered(self, token: str | None, file_id: FileId | None) -> VerifiedUpload | VerifiedDownload | None:
         """What the token was found to be, while it and the keys are what they were."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final, Literal, Protocol, TypeAlias, TypeVar
@@ -78,12 +78,17 @@ def _nobody(kind: Kind, count: int, size: int) -> None:
     """Nobody asks what was removed."""
 
 
+async def _nothing() -> None:
+    """Nothing else is to be done."""
+
+
 class Janitor:
     """Sweeps once when told to, or forever.
 
     Args:
         removed: told what was removed: of which kind, how many, and how many bytes.
         event_seconds: how long events are kept; None: for ever.
+        upkeep: what else is done with each sweep.
     """
 
     def __init__(
@@ -96,6 +101,8 @@ class Janitor:
         metrics: Metrics,
         removed: Callable[[Kind, int, int], None] = _nobody,
         event_seconds: float | None = None,
+        *,
+        upkeep: Callable[[], Awaitable[None]] = _nothing,
     ) -> None:
         self._metadata = metadata
         self._settling = settling
@@ -105,6 +112,7 @@ class Janitor:
         self._metrics = metrics
         self._removed = removed
         self._event_seconds = event_seconds
+        self._upkeep = upkeep
         self._slow: asyncio.Task[_Steps] | None = None
         self._orphans_due = -math.inf
 
@@ -174,6 +182,8 @@ class Janitor:
                 await self._purge(now)
             with steps.attempt("forget_events"):
                 await self._forget_events(now)
+        with steps.attempt("upkeep"):
+            await self._upkeep()
         with steps.attempt("totals"):
             self._metrics.totals(await self._metadata.totals())
         well = settled and not steps.failed
@@ -196,8 +206,8 @@ class Janitor:
     async def _expire_files(self, now: float, steps: _Steps) -> None:
         async for file in pages(partial(self._metadata.expired_files, now=now)):
             with steps.attempt("expire_file", file_id=file.id):
-                await self._files.delete(file)
-                self._reclaimed("expired-file", file.manifest.size)
+                if await self._files.delete(file, expired_before=now):
+                    self._reclaimed("expired-file", file.manifest.size)
 
     def _reclaimed(self, kind: Kind, size: int) -> None:
         self._metrics.gc_reclaimed(size)

@@ -21,7 +21,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, Literal, NoReturn, TypeAlias, get_args
 from urllib.parse import quote
@@ -47,7 +47,7 @@ Disposition: TypeAlias = Literal["inline", "attachment"]
 #: label values of attachd_token_verifications_total
 Result: TypeAlias = Literal[
     "ok", "expired", "missing", "malformed", "unknown-key", "revoked-key", "wrong-algorithm", "bad-signature",
-    "wrong-issuer", "wrong-scope", "wrong-audience", "bad-claims", "not-yet-valid",
+    "wrong-issuer", "wrong-scope", "wrong-audience", "bad-claims", "not-yet-valid", "revoked",
 ]  # fmt: skip
 RESULTS: Final[tuple[Result, ...]] = get_args(Result)
 
@@ -74,11 +74,12 @@ class VerifiedUpload:
     kid: str
     jti_hash: str
     expired: bool
+    issued_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class VerifiedDownload:
-    """A download link that we trust. `jti_hash` is empty where the link has no jti."""
+    """A download link that we trust. `jti_hash`, which is what logs may show, is empty where the link has no jti."""
 
     file_id: FileId
     filename: str | None
@@ -87,6 +88,9 @@ class VerifiedDownload:
     jti_hash: str
     kid: str
     expires_at: int
+    issuer: str = ""
+    jti: str | None = field(default=None, repr=False)
+    issued_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,8 @@ class VerifiedService:
     jti_hash: str
     kid: str
     expires_at: int
+    jti: str | None = field(default=None, repr=False)
+    issued_at: float = 0.0
 
 
 # Verifying.
@@ -232,7 +238,7 @@ def verify_upload(
         meta=values.get("meta"),
         expires_at=int(values["exp"]),
     )
-    return VerifiedUpload(terms, verifier.key.kid, hash_jti(values["jti"]), expired)
+    return VerifiedUpload(terms, verifier.key.kid, hash_jti(values["jti"]), expired, values["iat"])
 
 
 def verify_download(
@@ -259,6 +265,9 @@ def verify_download(
         jti_hash=hash_jti(values.get("jti")),
         kid=verifier.key.kid,
         expires_at=int(values["exp"]),
+        issuer=verifier.key.issuer,
+        jti=values.get("jti"),
+        issued_at=values["iat"],
     )
 
 
@@ -290,6 +299,8 @@ def verify_service(
         jti_hash=hash_jti(values.get("jti")),
         kid=verifier.key.kid,
         expires_at=int(values["exp"]),
+        jti=values.get("jti"),
+        issued_at=values["iat"],
     )
 
 

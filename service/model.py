@@ -164,6 +164,8 @@ class Upload:
     updated_at: float = 0.0
     problem: str | None = None
     problem_detail: str | None = None
+    #: bytes that count against its owner's quota until it is a file or over; 0 without an owner
+    reserved: int = 0
     #: whether a request held it when this was read
     leased: bool = field(default=False, compare=False)
 
@@ -212,8 +214,24 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """What one owner may have: bytes of files and of uploads to come, and unfinished uploads."""
+
+    #: the largest number that databases hold: no limit
+    most_bytes: int = 2**63 - 1
+    most_pending: int = 2**63 - 1
+
+
+UNLIMITED: Final = Quota()
+
+
+@dataclass(frozen=True, slots=True)
 class File:
-    """What an upload becomes when ready. Immutable bytes; only `state` may change."""
+    """What an upload becomes when ready. Immutable bytes.
+
+    `ref` is the reference that its link gave it. `expires_at` is when it ends as things are; once
+    it has been claimed that is `lives_until`, which has no part of its link's `hold`.
+    """
 
     id: FileId
     upload_id: UploadId
@@ -228,6 +246,7 @@ class File:
     filename: str | None = None
     ref: str | None = None
     expires_at: float | None = None
+    lives_until: float | None = None
     deleted_at: float | None = None
     verdict: Verdict = Verdict.UNSCANNED
 
@@ -241,3 +260,5 @@ class Event:
     subject: str
     created_at: float
     data: dict[str, Any] = field(default_factory=dict)
+    #: whose it is to know of; no part of what is told
+    issuer: str = ""

@@ -21,11 +21,13 @@ import structlog
 from service import __version__
 from service.changes import Changes
 from service.clock import Clock, SystemClock, new_event_id
+from service.control_wiring import make_control
 from service.crashes import run_recorded
 from service.delivery import CONCURRENCY, Delivery
 from service.directory import DataDirectory
 from service.downloads import Downloads
 from service.duties import Duties
+from service.erasing import Erasing
 from service.events import EventMaker
 from service.gate import Gate
 from service.janitor import Janitor
@@ -37,6 +39,7 @@ from service.metadata.base import SchemaMismatch
 from service.metadata.sql import BUSY_SECONDS, CHECK_SECONDS, SqlMetadata
 from service.metrics import Metrics
 from service.protocol.tus import discovery
+from service.revocations import Revocations
 from service.setting_types import Address, hide_secrets
 from service.settings import Settings
 from service.starting import naming
@@ -80,6 +83,7 @@ class Service:
     settings: Settings
     readiness: Readiness
     claim: Claim
+    erasing: Erasing
     _listener: Listener
 
     @property
@@ -202,8 +206,8 @@ async def running(
         stack.push_async_callback(storage.close)
         with naming(storage_setting(settings)):
             await storage.open()
-        policy = make_policy(settings)
-        changes, events = Changes(), EventMaker(new_event_id)
+        policy, changes, events = make_policy(settings), Changes(), EventMaker(new_event_id)
+        revocations = Revocations(metadata, clock, life_seconds=settings.longest_token_life)
         process = share.process if share else new_process()
         leases, duties = Leases(metadata, clock, metrics, process), Duties(metadata, clock, process)
         tasks = Tasks()
@@ -221,7 +225,7 @@ async def running(
         context = Context(
             uploads=side.uploads,
             downloads=downloads,
-            gate=_gate(settings, keys, clock, metrics),
+            gate=_gate(settings, keys, revocations, clock, metrics),
             bodies=bodies,
             origin=Origin(settings.public_url, settings.trusted_proxies),
             discovery=discovery(policy.max_size),
@@ -230,8 +234,19 @@ async def running(
             accel_prefix=settings.accel_prefix if settings.download_mode == "accel" else None,
             redirect=settings.download_mode == "redirect",
         )
+        control = make_control(
+            settings, metadata, storage, keys, clock, changes, side.files, side.settling, revocations
+        )
+        stack.push_async_callback(control.erasing.end)
         janitor = Janitor(
-            metadata, side.settling, side.files, policy, clock, metrics, event_seconds=settings.event_retention
+            metadata,
+            side.settling,
+            side.files,
+            policy,
+            clock,
+            metrics,
+            event_seconds=settings.event_retention,
+            upkeep=control.erasing.upkeep,
         )
         delivery = _delivery(settings, metadata, clock, metrics, stack)
         for work in (
@@ -246,7 +261,7 @@ async def running(
             stack.push_async_callback(_ended, task)
         stack.push_async_callback(tasks.end, _TASKS_SECONDS)
         stack.push_async_callback(claim.public.end)
-        await claim.public.serve(make_app(context, Cors(settings.cors_origins)))
+        await claim.public.serve(make_app(context, Cors(settings.cors_origins), control))
         readiness = Readiness({"storage": storage.probe, "database": metadata.probe})
         stack.push_async_callback(readiness.close)
         if share is None:
@@ -267,6 +282,7 @@ async def running(
             settings=settings,
             readiness=readiness,
             claim=claim,
+            erasing=control.erasing,
             _listener=claim.public,
         )
 
@@ -309,13 +325,15 @@ def _listeners(settings: Settings) -> tuple[Listener, Listener]:
     return Listener(settings.listen, "ATTACHD_LISTEN"), Listener(settings.ops_listen, "ATTACHD_OPS_LISTEN")
 
 
-def _gate(settings: Settings, keys: KeyFile, clock: Clock, metrics: Metrics) -> Gate:
+def _gate(settings: Settings, keys: KeyFile, revocations: Revocations, clock: Clock, metrics: Metrics) -> Gate:
     return Gate(
         keys.keys,
         reload=partial(asyncio.to_thread, keys.refresh),
+        revocations=revocations,
         audience=settings.public_url,
         upload_life_seconds=settings.max_upload_link_life,
         download_life_seconds=settings.max_download_link_life,
+        service_life_seconds=settings.max_service_token_life,
         clock=clock,
         metrics=metrics,
     )

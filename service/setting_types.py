@@ -155,6 +155,14 @@ def count(low: int, high: int) -> _Kind:
     return _Kind(lambda value: _number(value, parse, low, high, right), str)
 
 
+def optional(kind: _Kind) -> _Kind:
+    """The same, or nothing, which is None."""
+    return _Kind(
+        lambda value: None if value in ("", None) else kind.read(value),
+        lambda held: "" if held is None else kind.write(held),
+    )
+
+
 def workers(high: int) -> _Kind:
     """A number of processes; 0 or nothing is None: as many as there are cores."""
     right = f"a whole number from 1 to {high}, or 0 for one per core"

@@ -25,7 +25,8 @@ from pydantic_core import PydanticCustomError
 from service import endpoints as outward
 from service import setting_types as kinds
 from service.endpoints import Endpoint, HookSet
-from service.setting_types import DAY, GIB, HOUR, KIB, MIB, TIB, Address, TcpAddress, UnixAddress, hide_secrets
+from service.model import Quota
+from service.setting_types import DAY, GIB, HOUR, KIB, MIB, MINUTE, TIB, Address, TcpAddress, UnixAddress, hide_secrets
 from service.storage import parts
 
 __all__ = ["Address", "Described", "Settings", "SettingsError", "TcpAddress", "UnixAddress", "describe", "load"]
@@ -194,6 +195,15 @@ class Settings(BaseModel):
     max_download_link_life: Annotated[float, kinds.duration(1, 3650 * DAY)] = Field(
         default=7 * DAY, description="Longest life (exp - iat) of a download link that is accepted."
     )
+    max_service_token_life: Annotated[float, kinds.duration(1, 3650 * DAY)] = Field(
+        default=90 * DAY, description="Longest life (exp - iat) of a service token that is accepted."
+    )
+    quota_bytes: Annotated[int | None, kinds.optional(kinds.size(0, _MOST_BYTES))] = Field(
+        default=None, description="Most bytes of one owner's files and unfinished uploads together. Unset: no limit."
+    )
+    quota_pending: Annotated[int | None, kinds.optional(kinds.count(1, 1_000_000))] = Field(
+        default=None, description="Most unfinished uploads of one owner. Unset: no limit."
+    )
     sweep_interval: Annotated[float, kinds.duration(1, DAY)] = Field(
         default=60.0, description="Time between two sweeps for what expired."
     )
@@ -273,6 +283,17 @@ class Settings(BaseModel):
     def base_url(self) -> str:
         """What links begin with: the public URL, else the listen address. No trailing slash."""
         return self.public_url or self.listen.url
+
+    @property
+    def longest_token_life(self) -> float:
+        """Seconds that no accepted token outlives, whatever it is for, the leeway of clocks included."""
+        return max(self.max_upload_link_life, self.max_download_link_life, self.max_service_token_life) + 2 * MINUTE
+
+    @property
+    def quota(self) -> Quota:
+        """What each owner may have."""
+        limits = {"most_bytes": self.quota_bytes, "most_pending": self.quota_pending}
+        return Quota(**{name: limit for name, limit in limits.items() if limit is not None})
 
     @property
     def database_url(self) -> str:

@@ -46,6 +46,7 @@ def make_policy(settings: Settings) -> Policy:
         idle_seconds=settings.upload_idle,
         life_seconds=settings.upload_life,
         tombstone_seconds=settings.tombstone,
+        quota=settings.quota,
     )
 
 

@@ -24,6 +24,7 @@ _ADVICE: Final[dict[Word, str]] = {
     Word.ORPHAN: "`attachd gc`, or the service itself, removes it",
     Word.STRANGER: "restore a newer copy of the database, or remove it by hand; attachd leaves it alone",
     Word.STAGED: "nothing to do: it goes with the upload",
+    Word.MISCOUNTED: "`attachd gc` counts anew; until then the owner's quota is off",
     Word.UNCHECKED: "see to that it can be read, then run this again",
 }
 #: needs nobody, so it is told and not counted
@@ -57,7 +58,7 @@ def fsck(context: click.Context, older_than: int) -> None:
 
 async def _compare(stores: Stores, older_than: int) -> int:
     files = Files(stores.metadata, stores.storage, stores.clock, EventMaker(new_event_id), lambda _: None)
-    comparison = Fsck(stores.metadata, stores.storage, files, older_than=older_than)
+    comparison = Fsck(stores.metadata, stores.metadata, stores.storage, files, older_than=older_than)
     found = unchecked = 0
     async for finding in comparison.findings():
         click.echo(line_of(finding))

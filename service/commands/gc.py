@@ -61,7 +61,7 @@ def gc(context: click.Context, *, dry_run: bool) -> None:
 
     One sweep as the service makes them by itself: uploads and files past their time, tombstones,
     what ended uploads left in the storage, and files that no record needs. It also finishes
-    uploads whose end a crash interrupted. It may run beside the service.
+    uploads whose end a crash interrupted, and counts anew what owners have. It may run beside the service.
 
     Exits with 1 if something could not be done.
     """
@@ -142,7 +142,13 @@ async def _janitor(
         tasks=tasks,
         changed=lambda _: None,
     )
-    janitor = Janitor(metadata, settling, files, policy, clock, metrics, removed)
+
+    async def count() -> None:
+        # looked at first: to count is one long change, which a service beside this would have to wait for
+        if await metadata.miscounted():
+            await metadata.recount()
+
+    janitor = Janitor(metadata, settling, files, policy, clock, metrics, removed, upkeep=count)
     renewing = asyncio.create_task(leases.run())
     try:
         yield janitor

@@ -7,7 +7,6 @@ take it as it is.
 from __future__ import annotations
 
 import json
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from service.claims import ClaimError
-from service.clock import new_file_id
+from service.clock import new_file_id, new_jti
 from service.commands import DURATION, SIZE, WrongArgument, keep_private
 from service.keyfile import DEFAULT_ISSUER, KeyFile, new_key
 from service.keyset import ALGORITHMS, Key, KeySetError
@@ -94,7 +93,7 @@ def link_upload(
         minted = mint_upload(
             key,
             audience=settings.base_url,
-            jti=_new_jti(),
+            jti=new_jti(),
             now=time.time(),
             expires_in=expires,
             max_size=max_size,
@@ -125,7 +124,7 @@ def link_download(settings: Settings, /, *, file_id: str, expires: int, filename
             file_id=parsed,
             now=time.time(),
             expires_in=expires,
-            jti=_new_jti(),
+            jti=new_jti(),
             filename=filename,
             disposition="inline" if inline else None,
         )
@@ -138,10 +137,11 @@ def link_download(settings: Settings, /, *, file_id: str, expires: int, filename
 @click.pass_obj
 def token_service(settings: Settings, /, *, scopes: tuple[str, ...], expires: int) -> None:
     """Print a service token for the control API."""
+    _check_life(expires, settings.max_service_token_life)
     key = _signing_key(settings)
     with _one_line():
         minted = mint_service(
-            key, audience=settings.base_url, scopes=scopes, now=time.time(), expires_in=expires, jti=_new_jti()
+            key, audience=settings.base_url, scopes=scopes, now=time.time(), expires_in=expires, jti=new_jti()
         )
     click.echo(minted)
 
@@ -217,10 +217,6 @@ def _meta(text: str | None) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise WrongArgument("--meta: must be a JSON object")
     return value
-
-
-def _new_jti() -> str:
-    return secrets.token_urlsafe(18)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from enum import IntEnum
 from typing import Literal, Protocol
 
 from service.metadata.outbox import Outbox
-from service.model import Block, Event, File, FileId, LinkUse, Part, State, Upload, UploadId
+from service.model import UNLIMITED, Block, Event, File, FileId, LinkUse, Part, Quota, State, Upload, UploadId
 
 
 class MetadataError(Exception):
@@ -48,6 +48,10 @@ class Conflict(MetadataError):
 
 class FileIdTaken(MetadataError):
     """Permanent: another live upload or a file has the file id that the link fixes."""
+
+
+class QuotaExceeded(MetadataError):
+    """The owner may not have so much. Nothing changed."""
 
 
 class Asked(IntEnum):
@@ -170,9 +174,15 @@ class MetadataStore(Protocol):
 
     # uploads and links
     async def create_upload(
-        self, upload: Upload, use: LinkUse, *, events: Sequence[Event] = (), durable: bool = False
+        self,
+        upload: Upload,
+        use: LinkUse,
+        *,
+        events: Sequence[Event] = (),
+        quota: Quota = UNLIMITED,
+        durable: bool = False,
     ) -> None:
-        """The upload exists, and its link use is as given with `version` one higher.
+        """The upload exists, counts for its owner, and its link use is as given with `version` one higher.
 
         `use.version` is the version that was read, 0 for a link never used.
 
@@ -180,15 +190,18 @@ class MetadataStore(Protocol):
             Conflict: the link's version is another.
             FileIdTaken: a live upload or a file (also a deleted one) has `upload.file_id`;
                 partials do not count.
+            QuotaExceeded: of the owner, if the upload has one.
         """
         ...
 
-    async def create_ready(self, upload: Upload, use: LinkUse, file: File, *, events: Sequence[Event] = ()) -> None:
+    async def create_ready(
+        self, upload: Upload, use: LinkUse, file: File, *, events: Sequence[Event] = (), quota: Quota = UNLIMITED
+    ) -> None:
         """An upload in `ready` exists, with its file, and its link is used for the first time; durable.
 
         Raises:
             Conflict: the link was used before.
-            FileIdTaken: as `create_upload`.
+            FileIdTaken, QuotaExceeded: as `create_upload`.
         """
         ...
 
@@ -401,12 +414,21 @@ class MetadataStore(Protocol):
         """Also a deleted one, with `deleted_at`, while its row is kept."""
         ...
 
-    async def delete_file(self, file_id: FileId, *, now: float, events: Sequence[Event] = ()) -> File:
-        """`deleted_at` is set; a second call changes nothing. Raises Conflict: no such file."""
+    async def delete_file(
+        self, file_id: FileId, *, now: float, events: Sequence[Event] = (), expired_before: float | None = None
+    ) -> File:
+        """`deleted_at` is set; a second call changes nothing. What the events tell as `refs` are those it had.
+
+        Args:
+            expired_before: only if `expires_at` is at or before this instant.
+
+        Raises:
+            Conflict: no such file, or not expired.
+        """
         ...
 
     async def tell_of_file(self, file_id: FileId, *, events: Sequence[Event]) -> None:
-        """The events are in the outbox. Raises Conflict: there is no such file, or it is deleted."""
+        """The events are in the outbox, with the `refs` of then. Raises Conflict: no such file, or it is deleted."""
         ...
 
     # janitor: lists in pages, `after` is the last of the page before, whatever became of it

@@ -86,6 +86,7 @@ def dump_upload(upload: Upload) -> dict[str, Any]:
         "lease_asked": Asked.NOT,
         "tail": None,
         "suspect": upload.suspect,
+        "reserved": upload.reserved,
     }
 
 
@@ -114,6 +115,7 @@ def load_upload(row: Any, partials: Sequence[str] = ()) -> Upload:
         updated_at=row.updated_at,
         problem=row.problem,
         problem_detail=row.problem_detail,
+        reserved=row.reserved,
         leased=row.lease_owner is not None,
     )
 
@@ -213,6 +215,7 @@ def dump_file(file: File) -> dict[str, Any]:
         "filename": file.filename,
         "ref": file.ref,
         "expires_at": file.expires_at,
+        "lives_until": file.lives_until,
         "deleted_at": file.deleted_at,
         "verdict": file.verdict.value,
     }
@@ -241,6 +244,7 @@ def load_file(row: Any) -> File:
         filename=row.filename,
         ref=row.ref,
         expires_at=row.expires_at,
+        lives_until=row.lives_until,
         deleted_at=row.deleted_at,
         verdict=Verdict(row.verdict),
     )
@@ -253,8 +257,9 @@ def dump_event(event: Event) -> dict[str, Any]:
         "subject": event.subject,
         "created_at": event.created_at,
         "data": _dump_json(event.data),
+        "issuer": event.issuer,
     }
 
 
 def load_event(row: Any) -> tuple[int, Event]:
-    return row.seq, Event(row.id, row.type, row.subject, row.created_at, json.loads(row.data))
+    return row.seq, Event(row.id, row.type, row.subject, row.created_at, json.loads(row.data), row.issuer)

@@ -38,7 +38,7 @@ from sqlalchemy import (
 from service.model import Verdict
 
 #: The revision of `migrations/` that this code reads and writes.
-REVISION: Final = "0005"
+REVISION: Final = "0006"
 
 metadata = MetaData()
 
@@ -105,6 +105,8 @@ uploads = Table(
     Column("lease_asked", Integer, nullable=False),
     Column("tail", LargeBinary),
     Column("suspect", Boolean, server_default=false(), nullable=False),
+    Column("reserved", BigInteger, server_default="0", nullable=False),
+    Index("uploads_owner", "issuer", "owner", "id", **_where("owner IS NOT NULL")),
     Index("uploads_file", "file_id", "created_at"),
     # One file id, one live upload: the rule itself, also where two writers do not wait for each other.
     Index(
@@ -190,6 +192,8 @@ files = Table(
     Column("expires_at", Double),
     Column("deleted_at", Double),
     Column("verdict", Text, server_default=Verdict.UNSCANNED.value, nullable=False),
+    Column("lives_until", Double),
+    Index("files_owner", "issuer", "owner", "id", **_where("owner IS NOT NULL")),
     Index("files_live", "expires_at", "size", "deleted_at", **_where("deleted_at IS NULL")),
     Index("files_deleted", "deleted_at", **_where("deleted_at IS NOT NULL")),
 )
@@ -204,6 +208,7 @@ events = Table(
     Column("subject", Text, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("data", Text, nullable=False),
+    Column("issuer", Text, server_default="", nullable=False),
     Index("events_created", "created_at"),
     # Never a number twice, also after old rows went: a reader's cursor stays true.
     sqlite_autoincrement=True,
@@ -234,4 +239,64 @@ deliveries = Table(
     Index("deliveries_seq", "seq"),
     Index("deliveries_due", "endpoint", "due_at", "seq", **_where("due_at IS NOT NULL")),
     Index("deliveries_pending", "endpoint", "file_id", "seq", **_where("failed_at IS NULL")),
+)
+
+# What the control API keeps; see `controlling`.
+
+file_refs = Table(
+    "file_refs",
+    metadata,
+    Column("file_id", Text, primary_key=True),
+    Column("ref", Text, primary_key=True),
+    Index("file_refs_ref", "ref", "file_id"),
+)
+
+#: What an owner has, counted in the transactions that change it.
+owners = Table(
+    "owners",
+    metadata,
+    Column("issuer", Text, primary_key=True),
+    Column("owner", Text, primary_key=True),
+    Column("files", BigInteger, nullable=False),
+    Column("file_bytes", BigInteger, nullable=False),
+    Column("pending", BigInteger, nullable=False),
+    Column("reserved", BigInteger, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("issuer", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("asked_at", Double, nullable=False),
+    Column("done_at", Double),
+    Index("jobs_open", "asked_at", **_where("done_at IS NULL")),
+    Index("jobs_done", "done_at", **_where("done_at IS NOT NULL")),
+)
+
+revocations = Table(
+    "revocations",
+    metadata,
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("issuer", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("value", Text, nullable=False),
+    Column("issued_before", Double, nullable=False),
+    Column("until", Double, nullable=False),
+    Index("revocations_until", "until"),
+    # Never a number twice: each process reads only what is above the last one it knows.
+    sqlite_autoincrement=True,
+)
+
+#: Requests with an `Idempotency-Key`, and what was decided for each before it was carried out.
+requests = Table(
+    "requests",
+    metadata,
+    Column("issuer", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("digest", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("plan", Text, nullable=False),
+    Index("requests_created", "created_at"),
 )

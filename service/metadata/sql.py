@@ -30,11 +30,12 @@ from service.metadata.base import (
     Tombstone,
     Totals,
 )
+from service.metadata.control_sql import SqlControl
 from service.metadata.delivering import SqlOutbox
 from service.metadata.engine import Durability, make_engine, parse_url
 from service.metadata.schema import REVISION, revision
 from service.metadata.worker import Worker
-from service.model import Block, Event, File, FileId, LinkUse, Part, State, Upload, UploadId
+from service.model import UNLIMITED, Block, Event, File, FileId, LinkUse, Part, Quota, State, Upload, UploadId
 
 T = TypeVar("T")
 
@@ -44,8 +45,8 @@ BUSY_SECONDS: Final = 10.0
 CHECK_SECONDS: Final = 3.0
 
 
-class SqlMetadata:
-    """See the module; the methods are those of MetadataStore.
+class SqlMetadata(SqlControl):
+    """See the module; the methods are those of MetadataStore, and of ControlStore.
 
     Args:
         url: `sqlite:///PATH`; the schema must be there (`migrate.migrate`).
@@ -128,14 +129,22 @@ class SqlMetadata:
         return await self._read(reads.identity)
 
     async def create_upload(
-        self, upload: Upload, use: LinkUse, *, events: Sequence[Event] = (), durable: bool = False
+        self,
+        upload: Upload,
+        use: LinkUse,
+        *,
+        events: Sequence[Event] = (),
+        quota: Quota = UNLIMITED,
+        durable: bool = False,
     ) -> None:
-        work = partial(writes.create_upload, upload=upload, use=use, outbox=events)
+        work = partial(writes.create_upload, upload=upload, use=use, outbox=events, quota=quota)
         await self._tell(events, work, durable=durable)
 
-    async def create_ready(self, upload: Upload, use: LinkUse, file: File, *, events: Sequence[Event] = ()) -> None:
-        work = partial(writes.create_ready, upload=upload, use=use, file=file, outbox=events)
-        await self._write(work, durable=True)
+    async def create_ready(
+        self, upload: Upload, use: LinkUse, file: File, *, events: Sequence[Event] = (), quota: Quota = UNLIMITED
+    ) -> None:
+        work = partial(writes.create_ready, upload=upload, use=use, file=file, outbox=events, quota=quota)
+        await self._tell(events, work, durable=True)
 
     async def link_use(self, issuer: str, jti: str) -> LinkUse | None:
         return await self._read(partial(reads.link_use, issuer=issuer, jti=jti))
@@ -272,8 +281,10 @@ class SqlMetadata:
     async def file(self, file_id: FileId) -> File | None:
         return await self._read(partial(reads.file, file_id=file_id))
 
-    async def delete_file(self, file_id: FileId, *, now: float, events: Sequence[Event] = ()) -> File:
-        work = partial(writes.delete_file, file_id=file_id, now=now, outbox=events)
+    async def delete_file(
+        self, file_id: FileId, *, now: float, events: Sequence[Event] = (), expired_before: float | None = None
+    ) -> File:
+        work = partial(writes.delete_file, file_id=file_id, now=now, outbox=events, expired_before=expired_before)
         return await self._tell(events, work, durable=True)
 
     async def tell_of_file(self, file_id: FileId, *, events: Sequence[Event]) -> None:

@@ -8,6 +8,7 @@ raises leaves its traces to whoever rolls back (`worker`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from sqlalchemy import (
@@ -28,7 +29,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from service.metadata import owning
 from service.metadata.base import Advance, Conflict, Ending, FileIdTaken
+from service.metadata.control import MOST_REFS
 from service.metadata.leases import FREE
 from service.metadata.prepared import Prepared, PreparedPut
 from service.metadata.reads import (
@@ -56,8 +59,8 @@ from service.metadata.rows import (
     load_file,
     load_upload,
 )
-from service.metadata.schema import blocks, events, files, final_partials, links, parts, uploads
-from service.model import ConcatKind, Event, File, FileId, LinkUse, State, Upload, UploadId
+from service.metadata.schema import blocks, events, file_refs, files, final_partials, links, parts, uploads
+from service.model import UNLIMITED, ConcatKind, Event, File, FileId, LinkUse, Quota, State, Upload, UploadId
 
 _TAKEN = Prepared(
     select(
@@ -90,7 +93,7 @@ _USE_AGAIN = Prepared(
     )
 )
 _PUT_UPLOAD = Prepared(insert(uploads), columns=uploads.c.keys())
-_PUT_EVENT = Prepared(insert(events), columns=("id", "type", "subject", "created_at", "data"))
+_PUT_EVENT = Prepared(insert(events), columns=("id", "type", "subject", "created_at", "data", "issuer"))
 _PUT_FILE = Prepared(insert(files), columns=files.c.keys())
 _PUT_BLOCK = Prepared(insert(blocks), columns=blocks.c.keys())
 
@@ -159,6 +162,20 @@ _DROP_PARTS_ABOVE = Prepared(
 )
 DROP_PARTS = Prepared(delete(parts).where(parts.c.upload_id == bindparam("upload_id")))
 _DROP_BLOCKS = Prepared(delete(blocks).where(blocks.c.upload_id == bindparam("upload_id")))
+_PUT_REF = PreparedPut(
+    {
+        "sqlite": sqlite.insert(file_refs).on_conflict_do_nothing(),
+        "postgresql": postgresql.insert(file_refs).on_conflict_do_nothing(),
+    },
+    columns=file_refs.c.keys(),
+)
+_REFS = Prepared(
+    select(file_refs.c.ref)
+    .where(file_refs.c.file_id == bindparam("file_id"))
+    .order_by(file_refs.c.ref)
+    .limit(bindparam("at_most"))
+)
+_DROP_REFS = Prepared(delete(file_refs).where(file_refs.c.file_id == bindparam("file_id")))
 _DELETE_FILE = (
     update(files)
     .where(files.c.id == bindparam("file_id"), files.c.deleted_at.is_(None))
@@ -188,12 +205,27 @@ def _tell(connection: Connection, outbox: Sequence[Event]) -> None:
         _PUT_EVENT.run_each(connection, [dump_event(event) for event in outbox])
 
 
-def create_upload(connection: Connection, upload: Upload, use: LinkUse, outbox: Sequence[Event]) -> None:
+def _tell_of_file(connection: Connection, file_id: str, outbox: Sequence[Event]) -> None:
+    """The references that an event tells of are those of this moment."""
+    if outbox:
+        refs = [row.ref for row in _REFS.all(connection, {"file_id": file_id, "at_most": MOST_REFS})]
+        _tell(connection, [replace(event, data={**event.data, "refs": refs}) for event in outbox])
+
+
+def put_ref(connection: Connection, file_id: FileId, ref: str) -> None:
+    """The file has the reference, once."""
+    _PUT_REF.run(connection, {"file_id": file_id, "ref": ref})
+
+
+def create_upload(
+    connection: Connection, upload: Upload, use: LinkUse, outbox: Sequence[Event], quota: Quota = UNLIMITED
+) -> None:
     _use_link(connection, use)
     # Partials share the file id of the link with the final that joins them (T-05F).
     counts = upload.concat_kind is not ConcatKind.PARTIAL
     if counts and _TAKEN.first(connection, {"file_id": upload.file_id}).taken:
         raise FileIdTaken("the file id belongs to another upload or file")
+    owning.reserve(connection, upload, quota)
     _PUT_UPLOAD.run(connection, dump_upload(upload))
     if upload.partials:
         rows = [
@@ -204,9 +236,18 @@ def create_upload(connection: Connection, upload: Upload, use: LinkUse, outbox: 
     _tell(connection, outbox)
 
 
-def create_ready(connection: Connection, upload: Upload, use: LinkUse, file: File, outbox: Sequence[Event]) -> None:
-    create_upload(connection, upload, use, outbox)
+def create_ready(
+    connection: Connection, upload: Upload, use: LinkUse, file: File, outbox: Sequence[Event], quota: Quota
+) -> None:
+    create_upload(connection, upload, use, outbox, quota)
+    _put_file(connection, file)
+    owning.began_as_file(connection, upload, file)
+
+
+def _put_file(connection: Connection, file: File) -> None:
     _PUT_FILE.run(connection, dump_file(file))
+    if file.ref is not None:
+        put_ref(connection, file.id, file.ref)
 
 
 def _use_link(connection: Connection, use: LinkUse) -> None:
@@ -285,8 +326,9 @@ def publish(
             raise Conflict("another lease was given meanwhile")
         return load_uploads(connection, [row])[0]
     if file is not None:
-        _PUT_FILE.run(connection, dump_file(file))
+        _put_file(connection, file)
         _drop_content(connection, upload_id)
+    owning.published(connection, row, file)
     _tell(connection, outbox)
     return load_uploads(connection, [row])[0]
 
@@ -319,13 +361,16 @@ def end_upload(
         "new_detail": ending.detail,
         "now": ending.at,
     }
+    before = upload_row(connection, upload_id)
     row = connection.execute(statement, bound).one_or_none()
     if row is None:
         expect(connection, upload_id, expected or tuple(state for state in State if state.live), epoch)
         raise Conflict("the upload is not expired, or is in use")
     _drop_content(connection, upload_id)
+    owning.ended(connection, before)
     if ending.quarantined is not None:
-        _PUT_FILE.run(connection, dump_file(ending.quarantined))
+        _put_file(connection, ending.quarantined)
+        owning.quarantined(connection, ending.quarantined)
     if ending.free_link:
         _free_link(connection, load_upload(row))
     _tell(connection, ending.events)
@@ -347,14 +392,24 @@ def _free_link(connection: Connection, ended: Upload) -> None:
         _use_link(connection, freed)
 
 
-def delete_file(connection: Connection, file_id: FileId, now: float, outbox: Sequence[Event]) -> File:
-    row = connection.execute(_DELETE_FILE, {"file_id": file_id, "now": now}).one_or_none()
+def delete_file(
+    connection: Connection, file_id: FileId, now: float, outbox: Sequence[Event], expired_before: float | None = None
+) -> File:
+    statement = _DELETE_FILE
+    if expired_before is not None:
+        # what the sweeper saw when it listed the file must still hold: nobody has claimed it since
+        statement = statement.where(files.c.expires_at <= expired_before)
+    row = connection.execute(statement, {"file_id": file_id, "now": now}).one_or_none()
     if row is not None:
-        _tell(connection, outbox)
+        _tell_of_file(connection, file_id, outbox)
+        _DROP_REFS.run(connection, {"file_id": file_id})
+        owning.deleted(connection, row)
         return load_file(row)
     row = connection.execute(_FILE, {"file_id": file_id}).one_or_none()
     if row is None:
         raise Conflict("there is no such file")
+    if row.deleted_at is None:
+        raise Conflict("the file has been claimed")
     return load_file(row)
 
 
@@ -362,7 +417,7 @@ def tell_of_file(connection: Connection, file_id: FileId, outbox: Sequence[Event
     row = connection.execute(_FILE, {"file_id": file_id}).one_or_none()
     if row is None or row.deleted_at is not None:
         raise Conflict("there is no such file")
-    _tell(connection, outbox)
+    _tell_of_file(connection, file_id, outbox)
 
 
 def purge(connection: Connection, before: float, link_before: float, limit: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from service.model import ConcatKind, Protocol, Upload, UploadId
+from service.model import UNLIMITED, ConcatKind, Protocol, Quota, Upload, UploadId
 from service.protocol.problems import Problem
 
 
@@ -128,6 +128,8 @@ class Policy:
     life_seconds: float
     tombstone_seconds: float
     max_partials: int = 64
+    #: of each owner
+    quota: Quota = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,8 +183,14 @@ class Bodies:
         self._idle.set()
 
     @contextlib.asynccontextmanager
-    async def open(self, request: web.Request, framing: Framing) -> AsyncIterator[Gathering | EmptyBody]:
+    async def open(
+        self, request: web.Request, framing: Framing, *, transfer: bool = True
+    ) -> AsyncIterator[Gathering | EmptyBody]:
         """The request's body; reading has not begun, and `100 Continue` is not sent before it does.
+
+        Args:
+            transfer: whether its bytes are a file's; a few others need no room among the transfers, and are not
+                measured as one.
 
         Raises:
             Refusal: draining, overloaded; both worth a retry.
@@ -192,9 +198,10 @@ class Bodies:
         if framing.empty:
             yield EmptyBody()
             return
-        self.admit()
+        self.admit(crowded=transfer)
         body = self._made(request, framing)
-        body.on_start = partial(self._metrics.transfer_started, "in")
+        if transfer:
+            body.on_start = partial(self._metrics.transfer_started, "in")
         began = self._clock.monotonic()
         self._open.add(body)
         failed = True
@@ -204,7 +211,7 @@ class Bodies:
         finally:
             self._open.discard(body)
             await body.close()
-            if body.started:
+            if body.started and transfer:
                 outcome = "error" if failed else _OUTCOMES[body.ending]
                 self._metrics.transfer_ended("in", outcome, body.received, self._clock.monotonic() - began)
 
@@ -235,11 +242,15 @@ class Bodies:
         """Returns once no download is being sent."""
         await self._idle.wait()
 
-    def admit(self) -> None:
-        """Raises unless another transfer may begin (contract, section 5, rule 7; section 12)."""
+    def admit(self, *, crowded: bool = True) -> None:
+        """Raises unless another transfer may begin (contract, section 5, rule 7; section 12).
+
+        Args:
+            crowded: also where there are too many.
+        """
         if self.draining:
             raise refuse("draining", "the service is stopping; try again", retry_after=1, close=True)
-        if len(self._open) + self.downloads >= self._max_transfers or self._pool.exhausted:
+        if crowded and (len(self._open) + self.downloads >= self._max_transfers or self._pool.exhausted):
             raise refuse("overloaded", "too many transfers; try again", retry_after=2, close=True)
 
     def drain(self) -> None:

@@ -17,8 +17,11 @@ _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
 def token_of(request: web.Request) -> str | None:
     """The token of `?sig=` or `Authorization: Bearer`, None without either."""
     sig = request.query.get("sig")
-    if sig is not None:
-        return sig
+    return sig if sig is not None else bearer_of(request)
+
+
+def bearer_of(request: web.Request) -> str | None:
+    """The token of `Authorization: Bearer`, None without: a service token in an address would be kept by proxies."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None
 

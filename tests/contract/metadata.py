@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from service.metadata.base import MetadataStore
+from tests.contract.metadata_control import ControlContract
 from tests.contract.metadata_crashes import CrashContract
 from tests.contract.metadata_leases import LeaseContract
 from tests.contract.metadata_model import WalkContract
@@ -23,7 +24,14 @@ MakeStore = Callable[[], Awaitable[MetadataStore]]
 
 
 class MetadataContract(
-    UploadContract, LeaseContract, UpkeepContract, OutboxContract, CrashContract, VerdictContract, WalkContract
+    UploadContract,
+    LeaseContract,
+    UpkeepContract,
+    OutboxContract,
+    CrashContract,
+    VerdictContract,
+    WalkContract,
+    ControlContract,
 ):
     """Every sentence of `service.metadata.base`."""
 

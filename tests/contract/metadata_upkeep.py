@@ -174,7 +174,7 @@ class UpkeepContract:
         """Of a file that is not there, or was deleted, nothing is told."""
         upload = await ready(store)
         before = len(await store.events())
-        event = make_event(upload.file_id, "file.corrupt")
+        event = make_event(upload.file_id, "file.corrupt", refs=[])
         await store.tell_of_file(upload.file_id, events=[event])
         assert [told for _, told in (await store.events())[before:]] == [event]
         await store.delete_file(upload.file_id, now=NOW)

@@ -16,13 +16,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import URL, Connection, NullPool, create_engine, insert
 
-from service.metadata import crashes, delivering, leases, reads, schema, writes
+from service.metadata import controlling, crashes, delivering, leases, owning, reads, schema, writes
 from service.metadata.base import MetadataDamaged, MetadataError, MetadataUnavailable, SchemaMismatch
 from service.metadata.migrate import migrate
 from service.metadata.outbox import Due, Verdict
 from service.metadata.rows import dump_event
 from service.metadata.sql import SqlMetadata
-from service.model import UploadId
+from service.model import FileId, State, UploadId
 from tests.contract.metadata_values import NOW, make_event
 
 ROOT = Path(__file__).parents[2]
@@ -168,6 +168,12 @@ async def test_a_database_of_the_first_version_gets_an_identity(url: str) -> Non
             "ALTER TABLE uploads DROP COLUMN suspect",
             "ALTER TABLE uploads DROP COLUMN tail",
             "ALTER TABLE files DROP COLUMN verdict",
+            *(f"DROP TABLE {name}" for name in ("file_refs", "owners", "jobs", "revocations", "requests")),
+            "DROP INDEX uploads_owner",
+            "ALTER TABLE uploads DROP COLUMN reserved",
+            "DROP INDEX files_owner",
+            "ALTER TABLE files DROP COLUMN lives_until",
+            "ALTER TABLE events DROP COLUMN issuer",
         ):
             connection.execute(statement)
         connection.execute("UPDATE alembic_version SET version_num = '0001'")
@@ -226,6 +232,24 @@ def janitor(connection: Connection) -> None:
     leases.renew(connection, "node", NOW)
     leases.asked(connection, "node")
     leases.drop(connection, "node")
+    control(connection)
+
+
+def control(connection: Connection) -> None:
+    """What the control API asks, and what is asked for it."""
+    for owner, ref in (("u1", None), (None, "chat:7"), ("u1", "chat:7")):
+        controlling.files_of(connection, "backend", owner, ref, None, 10)
+    for state in State:
+        controlling.uploads_in(connection, "backend", state, None, 10)
+    controlling.open_uploads_of(connection, "backend", "u1", None, 10)
+    controlling.ended_of(connection, "backend", "u1", NOW, None, 10)
+    controlling.deleted_of(connection, "backend", "u1", NOW, None, 10)
+    controlling.refs(connection, [FileId("f_x")])
+    controlling.open_jobs(connection, 10)
+    controlling.revoked(connection, 7)
+    controlling.newest_event(connection)
+    controlling.forget(connection, NOW, NOW, NOW, 10)
+    owning.usage(connection, "backend", "u1")
 
 
 def test_no_query_walks_a_whole_table(url: str) -> None:

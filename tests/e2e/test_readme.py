@@ -40,6 +40,7 @@ from tests.e2e.process import ROOT, free_port
 
 README: Final = (ROOT / "README.md").read_text("utf-8")
 CLIENTS: Final = (ROOT / "docs" / "clients.md").read_text("utf-8")
+CONTROL: Final = (ROOT / "docs" / "control.md").read_text("utf-8")
 PROTOCOLS: Final = (ROOT / "docs" / "protocols.md").read_text("utf-8")
 BLOCK: Final = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: seconds in which any command of the pages must be over
@@ -71,7 +72,7 @@ def steps(page: str) -> list[Step]:
     return found
 
 
-MAKE_RUN, *SESSION = steps(README) + steps(CLIENTS)
+MAKE_RUN, *SESSION = steps(README) + steps(CLIENTS) + steps(CONTROL)
 
 
 def snippet(name: str) -> str:
@@ -352,7 +353,7 @@ def test_the_readme_is_short() -> None:
 
 def test_every_block_is_run_or_known() -> None:
     """No page has a block that nothing here looks at."""
-    blocks = {(kind, name) for page in (README, CLIENTS) for kind, name, _ in BLOCK.findall(page)}
+    blocks = {(kind, name) for page in (README, CLIENTS, CONTROL) for kind, name, _ in BLOCK.findall(page)}
     modules = {("python", "mint.py"), ("python", "tus.py"), ("js", "mint.mjs"), ("js", "tus.mjs"), ("js", "uppy.mjs")}
     assert blocks == modules | {("console", ""), ("sh", "docker")}
     # the nginx recipe is run by test_nginx.py
@@ -376,7 +377,7 @@ MISSPELT: Final = "ATTACHD_MAXSIZE"
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(re.findall(r"\bATTACHD_[A-Z_]+\b", README + CLIENTS + PROTOCOLS)) - {MISSPELT})
+    "name", sorted(set(re.findall(r"\bATTACHD_[A-Z_]+\b", README + CLIENTS + CONTROL + PROTOCOLS)) - {MISSPELT})
 )
 def test_a_setting_named_exists(name: str) -> None:
     """The name is that of a setting."""
@@ -388,6 +389,7 @@ def test_a_setting_named_exists(name: str) -> None:
     [
         "README.md",
         "docs/clients.md",
+        "docs/control.md",
         "docs/protocols.md",
         "docs/link-vectors.md",
         "docs/operating.md",

@@ -168,6 +168,13 @@ def test_a_wrong_download_option_is_one_line(settings: Settings, words: list[str
     assert result.stderr.startswith(f"Error: {start}")
 
 
+def test_a_service_token_that_the_service_would_refuse_is_not_signed(settings: Settings) -> None:
+    """One that is to live longer than is accepted is a wrong argument."""
+    result = run(settings, "token", "service", "--scope", "files:read", "--expires", "91d")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "Error: --expires: must be from 1s to 90d\n"
+
+
 @pytest.mark.parametrize("content", [None, "{", '{"keys": []}'])
 @pytest.mark.parametrize(
     "words", [["link", "upload"], ["link", "download", FILE_ID], ["token", "service", "--scope", "files:read"]]

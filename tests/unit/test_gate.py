@@ -41,6 +41,7 @@ class Door:
         self.looks = 0
         self.gate = Gate(
             lambda: self.keys, audience=None, upload_life_seconds=86400, download_life_seconds=86400,
+            service_life_seconds=86400,
             clock=self.clock, metrics=self.metrics,
         )  # fmt: skip
         for name in ("verify_upload", "verify_download"):

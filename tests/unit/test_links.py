@@ -155,6 +155,16 @@ def test_a_service_token_minted_for_all_scopes_has_each(scope: str) -> None:
     assert service(minted, scope=scope).subject == "b"
 
 
+def test_what_a_revocation_names_is_told_of_every_kind_of_token() -> None:
+    """Issuer, jti and the instant of issue come out of each; no `repr` of what is kept shows the jti."""
+    made = upload(token("upload"))
+    assert (made.terms.issuer, made.terms.jti, made.issued_at) == ("chat", JTI, NOW)
+    for verified in (download(token("download", jti=JTI)), service(token("service", jti=JTI))):
+        assert (verified.issuer, verified.jti, verified.issued_at) == ("chat", JTI, NOW)
+        assert JTI not in repr(verified)
+    assert download(token("download")).jti is None
+
+
 def test_unknown_claims_are_ignored() -> None:
     """A claim of the issuer's own changes nothing."""
     assert upload(token("upload", extra={"a": 1})) == upload(token("upload"))

@@ -52,6 +52,11 @@ def test_the_environment_wins_over_the_file():
         ("clamd", "", None),
         ("clamd", "clamav.internal:3310", TcpAddress("clamav.internal", 3310)),
         ("clamd", "unix:/run/clamav/clamd.ctl", UnixAddress(Path("/run/clamav/clamd.ctl"))),
+        ("quota_bytes", "10GiB", 10 * 2**30),
+        ("quota_bytes", "0", 0),
+        ("quota_bytes", "", None),
+        ("quota_pending", "5", 5),
+        ("quota_pending", "", None),
     ],
 )
 def test_good_values_are_read(name, text, value):
@@ -94,6 +99,9 @@ BAD = [
     ({"ATTACHD_CORS_ORIGINS": "https://*.example.com"}, None, "ATTACHD_CORS_ORIGINS", "no pattern"),
     ({"ATTACHD_CORS_ORIGINS": "*,https://a.example"}, None, "ATTACHD_CORS_ORIGINS", "* alone"),
     ({"ATTACHD_ACCEL_PREFIX": "attachd"}, None, "ATTACHD_ACCEL_PREFIX", "/_attachd/"),
+    ({"ATTACHD_QUOTA_BYTES": "10G"}, None, "ATTACHD_QUOTA_BYTES", "64MiB"),
+    ({"ATTACHD_QUOTA_PENDING": "0"}, None, "ATTACHD_QUOTA_PENDING", "from 1 to"),
+    ({"ATTACHD_MAX_SERVICE_TOKEN_LIFE": "1y"}, None, "ATTACHD_MAX_SERVICE_TOKEN_LIFE", "24h or 7d"),
     ({"ATTACHD_STORAGE": "s3"}, None, "ATTACHD_S3_BUCKET: not set", "the name of a bucket"),
     (S3 | {"ATTACHD_S3_BUCKET": "s3://chat"}, None, "ATTACHD_S3_BUCKET", "no s3://"),
     (S3 | {"ATTACHD_S3_BUCKET": "Chat_Files"}, None, "ATTACHD_S3_BUCKET", "a-z, 0-9"),
@@ -255,7 +263,9 @@ def test_links_begin_with_an_address_that_can_be_reached(env, url):
 
 def test_what_is_described_can_be_set():
     """Every value that `describe` shows, put into the environment, gives the same settings."""
-    settings = load({"ATTACHD_BLOCK_SIZE": "3MiB", "ATTACHD_TRUSTED_PROXIES": "10.0.0.0/8,fd00::/8"})
+    settings = load({
+        "ATTACHD_BLOCK_SIZE": "3MiB", "ATTACHD_TRUSTED_PROXIES": "10.0.0.0/8,fd00::/8", "ATTACHD_QUOTA_BYTES": "3GiB",
+    })  # fmt: skip
     shown = load({row.name: row.value for row in describe(settings)})
     assert shown.model_copy(update={"keys": None, "database": None}) == settings
 

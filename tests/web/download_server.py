@@ -178,7 +178,7 @@ class DownloadServer:
             discovery=cast(Any, None), metrics=cast(Any, self.metrics), clock=self.clock,
             gate=Gate(
                 lambda: KEYS, audience=None, upload_life_seconds=86400, download_life_seconds=7 * 86400,
-                clock=self.clock, metrics=cast(Any, self.metrics),
+                service_life_seconds=86400, clock=self.clock, metrics=cast(Any, self.metrics),
             ),
         )  # fmt: skip
         self.path = path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from tests.web.sweeps import replaced
 def comparison(here: Site) -> Fsck:
     service = here.service
     files: Files = service.janitor._files
-    return Fsck(service.metadata, service.storage, files, older_than=ORPHAN_SECONDS)
+    return Fsck(service.metadata, service.metadata, service.storage, files, older_than=ORPHAN_SECONDS)
 
 
 async def found(fsck: Fsck) -> list[Finding]:
@@ -140,3 +142,17 @@ async def test_pages_and_batches_miss_nothing(here: Site, monkeypatch: pytest.Mo
     for path in (here.service.settings.data / "files").rglob("u_*"):
         path.unlink()
     assert [finding.word for finding in await found(comparison(here))] == [Word.FILE_MISSING] * 5
+
+
+async def test_an_owner_that_is_miscounted_is_told_and_counted_anew(here: Site) -> None:
+    """A7: Counters that are off, as only a hand at the database makes them, are found and mended."""
+    await here.upload(b"hello", owner="u1")
+    assert await found(comparison(here)) == []
+    with closing(sqlite3.connect(here.service.settings.data / "attachd.db")) as database:
+        database.execute("UPDATE owners SET file_bytes = 7, pending = 1")
+        database.commit()
+    (finding,) = await found(comparison(here))
+    assert (finding.word, finding.id) == (Word.MISCOUNTED, "u1")
+    assert "1 files of 7 bytes and 1 unfinished uploads" in finding.found
+    assert await here.service.metadata.recount() == 1
+    assert await found(comparison(here)) == []

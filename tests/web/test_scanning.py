@@ -115,7 +115,7 @@ async def test_an_infected_file_is_kept_until_its_time_is_over(here: Site) -> No
     age(here, DAY)
     assert await here.service.janitor.sweep()
     files = here.service.context.uploads._settling._files
-    fsck = Fsck(here.service.metadata, here.service.storage, files, older_than=0)
+    fsck = Fsck(here.service.metadata, here.service.metadata, here.service.storage, files, older_than=0)
     assert [finding async for finding in fsck.findings()] == []
     assert here.leftovers() == held
     here.clock.skip(2 * HOUR)  # type: ignore[union-attr]

@@ -183,8 +183,9 @@ class FilesystemStorage:
             await self._unlink(self._layout.segment(key))
 
     async def delete(self, key: str) -> None:
-        """See `Storage.delete`."""
-        await self._unlink(self._layout.file(key))
+        """See `Storage.delete`. A mark that a crash has left is a name of the same bytes."""
+        with translated("removing"):
+            await self._helpers.run(lambda: putting.remove(self._layout, key))
 
     async def held(self, *, older_than: float) -> AsyncIterator[Held]:
         """See `Storage.held`. A shard is listed in one call, so that no directory is held open meanwhile."""

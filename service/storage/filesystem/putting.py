@@ -47,3 +47,11 @@ def unmark(layout: Layout, upload_ids: Sequence[UploadId]) -> None:
     for upload_id in upload_ids:
         with suppress(FileNotFoundError):
             os.unlink(layout.segment(f"{upload_id}.e{_EPOCH}"))
+
+
+def remove(layout: Layout, key: str) -> None:
+    """See `Storage.delete`."""
+    target = layout.file(key)
+    unmark(layout, [UploadId(key)])
+    with suppress(FileNotFoundError):
+        os.unlink(target)
