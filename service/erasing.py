@@ -184,7 +184,8 @@ class Erasing:
         except Refusal as refusal:
             log.info("erasure_waits", upload_id=upload.id, reason=refusal.problem.slug)
             return refusal.problem.slug == "not-found"
-        return True
+        # an end stands whether or not its bytes could be removed; a job does not
+        return await self._removed(partial(self._storage.discard, upload.id, finished=True))
 
     @staticmethod
     async def _removed(remove: Callable[[], Awaitable[object]]) -> bool:

@@ -249,11 +249,14 @@ async def test_an_erasure_is_done_when_no_byte_is_left(here: Site, monkeypatch: 
     backend = Backend(here)
     for number in range(3):
         await backend.store(b"%d" % number, owner="u1")
+    path = path_of((await backend.create(10, owner="u1"))[0].headers["Location"])
+    await here.patch(path, 0, b"01234")
     with monkeypatch.context() as patch:
-        patch.setattr(here.service.storage._inner, "delete", breaks(StorageUnavailable("away")))
+        for name in ("delete", "discard"):
+            patch.setattr(here.service.storage._inner, name, breaks(StorageUnavailable("away")))
         job_id = (await backend.call("DELETE", "/owners/u1")).json["job_id"]
         job = await job_done(backend, job_id)
-        assert (job["state"], job["files_left"], len(here.leftovers())) == ("running", 0, 3)
+        assert (job["state"], job["files_left"], job["uploads_left"], len(here.leftovers())) == ("running", 0, 0, 4)
     await here.service.erasing.upkeep()
     assert (await job_done(backend, job_id))["state"] == "done"
     assert here.leftovers() == []
