@@ -12,6 +12,7 @@ tells it from one whose record was lost (`Storage.put`).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -42,6 +43,8 @@ log = structlog.get_logger(__name__)
 MOST_BYTES: Final = 2**20
 #: how long marks wait for others, so that one call takes many
 _MARKS_SECONDS: Final = 0.05
+#: a file that took longer is not recorded; well below `files.ORPHAN_SECONDS`
+_STALE_SECONDS: Final = 600.0
 
 
 class AtOnce:
@@ -58,6 +61,7 @@ class AtOnce:
         metrics: Metrics,
         events: EventMaker,
         tasks: Tasks,
+        changed: Callable[[str], None],
     ) -> None:
         self._metadata = metadata
         self._storage = storage
@@ -67,14 +71,12 @@ class AtOnce:
         self._metrics = metrics
         self._events = events
         self._tasks = tasks
+        self._changed = changed
         #: files that are recorded and still have their mark
         self._marked: list[UploadId] = []
 
     async def create(self, intent: Create, verified: VerifiedUpload, body: Body) -> Upload | None:
         """The upload, `ready`; None: it has to go the long way, and nothing has happened.
-
-        Nobody can have asked for the file before: of an upload and a file without a record there is
-        no address.
 
         Raises:
             MetadataError: worth a retry, which finds the upload if it was recorded all the same.
@@ -84,6 +86,8 @@ class AtOnce:
         try:
             await self._room.check(intent.length)
         except Refusal:
+            return None
+        if await self._metadata.link_use(verified.terms.issuer, verified.terms.jti) is not None:
             return None
         data = await body.whole()
         if data is None or len(data) != intent.length:
@@ -111,21 +115,28 @@ class AtOnce:
         self, intent: Create, verified: VerifiedUpload, data: memoryview, sniffed: str | None
     ) -> Upload | None:
         terms, now = verified.terms, self._clock.now()
-        upload = fresh_upload(intent, terms, self._policy, now, len(data)).with_(offset=len(data), state=State.READY)
+        fresh = fresh_upload(intent, terms, self._policy, now, len(data))
+        upload = fresh.with_(offset=len(data), state=State.READY)
         try:
             blocks = await self._hashed(data)
             stored = await self._storage.put(upload.id, data)
         except StorageError:
             return None
         file = new_file(upload, stored.key, hashing.manifest(blocks, len(data), upload.block_size), sniffed, now)
-        events = [self._events.of_upload("created", upload, now), self._events.of_file("ready", file, upload, now)]
+        events = [self._events.of_upload("created", fresh, now), self._events.of_file("ready", file, upload, now)]
         use = LinkUse(terms.issuer, terms.jti, terms.expires_at, uploads=(upload.id,))
+        if self._clock.now() - now > _STALE_SECONDS:
+            # we slept, and a sweep may have taken the file for one that nobody will record
+            await discard_all(self._storage, upload.id)
+            return None
         try:
             await self._metadata.create_ready(upload, use, file, events=events, quota=self._policy.quota)
         except (Conflict, FileIdTaken, QuotaExceeded):
             # the link or the file id is not new, or the owner has no room: what that means is decided on the long way
             await discard_all(self._storage, upload.id)
             return None
+        self._changed(upload.id)
+        self._changed(upload.file_id)
         self._unmark_soon(upload.id)
         self._count(upload, len(data))
         log.debug("upload_ready", upload_id=upload.id, file_id=file.id, size=len(data), kid=verified.kid)

@@ -149,6 +149,8 @@ class _Census:
         #: unfinished, of no upload that is known
         self._strangers: list[Held] = []
         self._strange_unfinished = 0
+        #: the marks of small files that no record names, whose upload is not known either
+        self._marks: list[Held] = []
         #: finished, of no upload and no file that is known
         self._strange_files: list[Held] = []
         self._strange_finished = 0
@@ -165,10 +167,10 @@ class _Census:
     async def rest(self) -> list[Orphan]:
         """The orphans among all that was given and not told of yet."""
         found = await self._judge() + await self._without_file()
-        many = self._strange_finished + self._strange_unfinished > max(_STRANGERS, self._known)
-        marks = {held.name for held in self._strangers}
+        marks = {held.name for held in self._marks}
         marked = [held for held in self._strange_files if held.name in marks]
-        finished = self._strange_finished - (0 if many else len(marked))
+        finished = self._strange_finished - len(marked)
+        many = finished + self._strange_unfinished > max(_STRANGERS, self._known)
         if many or finished:
             tell = log.error if many else log.warning
             tell(
@@ -177,9 +179,10 @@ class _Census:
                 unfinished=self._strange_unfinished if many else 0,
                 known=self._known,
             )
-        found += [Orphan(held, removable=False) for held in self._strange_files if many or held.name not in marks]
+        found += [Orphan(held, removable=False) for held in self._strange_files if held.name not in marks]
+        found += [Orphan(held, removable=not many) for held in self._strangers]
         # the mark goes last: without it the file would stay for ever
-        return found + [Orphan(held, removable=not many) for held in ([] if many else marked) + self._strangers]
+        return found + [Orphan(held) for held in marked + self._marks]
 
     async def _judge(self) -> list[Orphan]:
         batch, self._batch = self._batch, []
@@ -195,6 +198,8 @@ class _Census:
                 continue
             if held.key is not None:
                 self._finished[held.key] = (held, upload is not None)
+            elif upload is None and held.mark:
+                self._marks.append(held)
             elif upload is None:
                 self._strange_unfinished += 1
                 if len(self._strangers) < _KEYS:

@@ -61,6 +61,8 @@ class Holder:
         self._silence = silence
         #: by the clock of the event loop
         self.began = 0.0
+        #: of its lease
+        self.epoch = -1
         #: whether the lease was given back by the holder's last step
         self.returned = False
         self.released = asyncio.Event()
@@ -142,7 +144,8 @@ class Leases:
     def returned(self, lease: Lease) -> None:
         """The lease, held here, was given back by a step that said so (`Advance.releases`)."""
         holder = self._holders.get(lease.upload_id)
-        if holder is not None:
+        # it may be a newer one's already: the lease was free from that step on
+        if holder is not None and holder.epoch == lease.epoch:
             holder.returned = True
 
     def held_here(self, upload_id: UploadId) -> bool:
@@ -160,6 +163,7 @@ class Leases:
             async with asyncio.timeout(self._patience_seconds), queue.turn:
                 taken, asked = await self._take_when_free(upload_id, owner, queue, judge)
                 holder.began = asyncio.get_running_loop().time()
+                holder.epoch = taken[0].epoch
                 self._holders[upload_id] = holder
         except TimeoutError:
             if not queue.held and upload_id not in self._holders:

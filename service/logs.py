@@ -151,13 +151,19 @@ def _render_json(_logger: WrappedLogger, _method: str, record: EventDict) -> str
     """The record as JSON, redacted: field by field only where the whole line gives a reason to."""
     own = record.get(ID_FIELD)
     if not isinstance(own, str) or not _UPLOAD_ID.fullmatch(own):
+        return _encoded(record)
+    del record[ID_FIELD]
+    return f'{_encoded(record)[:-1]}, "{ID_FIELD}": "{own}"}}'
+
+
+def _encoded(record: EventDict) -> str:
+    try:
         line = _ENCODER.encode(record)
         return _ENCODER.encode(_clean_fields(record)) if _suspicious(line) else line
-    del record[ID_FIELD]
-    line = _ENCODER.encode(record)
-    if _suspicious(line):
-        line = _ENCODER.encode(_clean_fields(record))
-    return f'{line[:-1]}, "{ID_FIELD}": "{own}"}}'
+    except Exception as error:  # noqa: BLE001 - a record that cannot be told fails no request
+        return _ENCODER.encode({
+            "event": redact(str(record.get("event"))), "level": "error", "unrenderable": type(error).__name__
+        })  # fmt: skip
 
 
 def _shorten_parser_error(record: logging.LogRecord) -> bool:

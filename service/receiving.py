@@ -53,6 +53,9 @@ class Body(Protocol):
         """The next bytes, valid until the next call; None at the end, whatever the reason."""
         ...
 
+    #: whether `whole` waited, and in vain
+    waited: bool
+
     @property
     def over(self) -> bool:
         """Whether `read` has handed out the last byte there is."""

@@ -87,6 +87,7 @@ def make_upload_side(ground: Ground, hooks: Hooks, scanning: Scanning | None, sa
         metrics=metrics,
         events=events,
         tasks=ground.tasks,
+        changed=changed,
     )
     claiming = Claiming(
         metadata=metadata,

@@ -24,7 +24,7 @@ from service.finishing import LOST, Finisher
 from service.leases import Judge, Leases, NotFree
 from service.links import VerifiedUpload
 from service.lookup import Lookup
-from service.metadata.base import Conflict, Lease, MetadataError, MetadataStore
+from service.metadata.base import Conflict, Lease, MetadataError, MetadataStore, MetadataUnavailable
 from service.metrics import Metrics
 from service.model import ConcatKind, LinkTerms, State, Upload, UploadId
 from service.protocol.decide import (
@@ -114,6 +114,9 @@ class Uploads:
             if made is not None:
                 return Created(made)
         upload, replayed = await self._claiming.claim(intent, verified)
+        if replayed and body.waited:
+            # whoever made it came later, while we waited for our body
+            raise refuse("locked", "a newer request has made the upload; ask again", retry_after=1, close=True)
         if replayed:
             return Created(await self._replayed(upload), replayed=True)
         self._metrics.upload_created(upload.protocol)
@@ -213,6 +216,10 @@ class Uploads:
             return await self._receive(intent.upload_id, decide, body, claims, judge=judge)
         except NotFree:
             upload = await self._lookup.upload(intent.upload_id)
+        except MetadataUnavailable:
+            # to refuse takes a look only, and that there may be
+            decide(await self._lookup.upload(intent.upload_id))
+            raise
         self._refuse_suspect(upload)
         if upload.state is State.FINISHING:
             self._settling.go_on(upload)

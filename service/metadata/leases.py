@@ -68,7 +68,7 @@ def acquire(
     until: float,
     judge: Callable[[Upload], object] | None,
 ) -> tuple[Lease, Upload] | Exception:
-    """What the judge raised is returned: nothing has changed, so its neighbours need not be run again."""
+    """What speaks against it is returned, not raised: nothing has changed, so its neighbours need not be run again."""
     if judge is not None and (row := upload_row(connection, upload_id)) is not None:
         try:
             judge(load_uploads(connection, [row])[0])
@@ -81,8 +81,8 @@ def acquire(
         return held, load_uploads(connection, [row])[0]
     row = upload_row(connection, upload_id)
     if row is None or not State(row.state).live:
-        raise Conflict("there is no such live upload")
-    raise LeaseHeld(row.lease_owner, row.lease_until)
+        return Conflict("there is no such live upload")
+    return LeaseHeld(row.lease_owner, row.lease_until)
 
 
 def ask(connection: Connection, upload_id: UploadId, how: Asked) -> None:

@@ -80,12 +80,14 @@ class Held:
     """What storage holds of an upload: its finished file, or, where `key` is None, what is unfinished.
 
     `name` is storage's name of the upload: a prefix of its id, at least 15 characters long.
-    `size` is what goes with it, in bytes.
+    `size` is what goes with it, in bytes. `mark`: what is unfinished is the mark of a file that was
+    `put` and is still there.
     """
 
     name: str
     key: str | None
     size: int
+    mark: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +176,11 @@ class Storage(Protocol):
 
     #: label of the storage metrics, e.g. "filesystem"
     name: str
-    #: whether `put` is offered
-    puts: bool
+
+    @property
+    def puts(self) -> bool:
+        """Whether `put` is offered. May turn out not to be."""
+        ...
 
     async def open(self, *, look: bool = False) -> None:
         """Ready to be used; creates what is missing. Raises StorageError with a clear word.

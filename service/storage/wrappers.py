@@ -125,9 +125,13 @@ class MeteredStorage:
 
     def __init__(self, inner: Storage, metrics: Metrics, clock: Clock) -> None:
         self.name = inner.name
-        self.puts = inner.puts
         self._inner = inner
         self._meter = _Meter(inner.name, metrics, clock)
+
+    @property
+    def puts(self) -> bool:
+        """See Storage."""
+        return self._inner.puts
 
     async def open(self, *, look: bool = False) -> None:
         """See Storage."""

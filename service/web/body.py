@@ -149,6 +149,7 @@ class EmptyBody:
     received = 0
     ending = Ending.WHOLE
     over = True
+    waited = False
 
     async def read(self) -> memoryview | None:
         return None

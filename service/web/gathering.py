@@ -42,6 +42,7 @@ class Gathering(ABC):
         self.received = 0
         #: whether anybody asked for a byte: a refused request's body is no transfer
         self.started = False
+        self.waited = False
         #: called when the first byte is asked for
         self.on_start: Callable[[], None] = _nothing
         self._request = request
@@ -96,6 +97,7 @@ class Gathering(ABC):
             self._wanted.clear()
             await self._wanted.wait()
             lapse.cancel()
+            self.waited = self._ending is not Ending.WHOLE
         return self._ready[0][0] if self._ending is Ending.WHOLE and len(self._ready) == 1 else None
 
     def _begin(self) -> None:

@@ -191,3 +191,18 @@ def test_text_is_a_line_for_people():
     assert "service_started" in output.text
     assert "listen=127.0.0.1:8080" in output.text
     assert "\x1b" not in output.text
+
+
+class _Untold:
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize("value", [{("a",): 1}, _Untold(), [_Untold()]])
+def test_a_record_that_cannot_be_told_fails_nobody(value):
+    """Whatever is logged, the caller goes on, and one line says that there was something."""
+    output = Output()
+    structlog.get_logger("service.web").info("odd", value=value, upload_id=UPLOAD)
+    (record,) = output.records
+    assert record["event"] == "odd"
+    assert record["upload_id"] == UPLOAD

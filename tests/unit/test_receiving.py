@@ -55,6 +55,7 @@ class Content:
     ends: Ending = Ending.WHOLE
     trailers: dict[str, str] = field(default_factory=dict)
     received: int = 0
+    waited: bool = False
     _next: int = 0
 
     async def read(self) -> memoryview | None:

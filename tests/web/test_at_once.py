@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 from typing import Any
 
@@ -171,6 +172,66 @@ async def test_a_commit_that_fails_leaves_what_the_janitor_knows(swept: Site) ->
     await swept.service.janitor.sweep()
     assert swept.leftovers() == []
     assert await swept.fetch((await send(swept, link)).headers["Attachd-File-Id"]) == CONTENT
+
+
+async def test_many_files_without_a_record_are_no_strangers(swept: Site) -> None:
+    """However many creations failed to be recorded, what they left goes, and nothing else is kept for them."""
+    link = swept.link(expires_in=20 * HOUR)
+    with broken(swept, "metadata", "create_ready", MetadataUnavailable("away")):
+        for _ in range(25):
+            assert (await send(swept, link)).status == 503
+    assert len(swept.leftovers()) == 50
+    skip(swept, HOUR)
+    age(swept)
+    await swept.service.janitor.sweep()
+    assert swept.leftovers() == []
+
+
+async def test_a_stray_segment_is_no_mark(swept: Site) -> None:
+    """A file whose record was lost stays, also beside an unfinished thing of the same name."""
+    name = "u_" + "a" * 26
+    for folder, file in (("files", name), ("uploads", f"{name}.e3"), ("uploads", f"{name}.e0")):
+        path = swept.service.settings.data / folder / name[2:4] / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"hello")
+    skip(swept, HOUR)
+    age(swept)
+    await swept.service.janitor.sweep()
+    assert swept.leftovers() == [f"files/{name[2:4]}/{name}"]
+
+
+async def test_a_link_that_was_used_reads_no_body(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repeated creation is answered, and nothing is stored for it."""
+    link = here.link()
+    await send(here, link)
+    with broken(here, "storage", "put", AssertionError("it was stored")):
+        assert (await send(here, link)).status == 201
+
+
+async def test_whoever_waits_for_the_file_is_woken(here: Site) -> None:
+    """A download with `?wait=` of a file whose id was fixed beforehand is answered when the file is there."""
+    file_id = "f_" + "b" * 26
+    link = here.download_link(file_id) + "&wait=20"
+    waiting = asyncio.create_task(here.ask("GET", link))
+    await until(lambda: file_id in here.service.context.downloads._changes._watches)
+    made = await send(here, here.link(file_id=file_id))
+    assert made.headers["Attachd-File-Id"] == file_id
+    assert (await waiting).body == CONTENT
+
+
+async def test_where_files_have_one_name_it_goes_the_long_way(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a file system without hard links small files are stored like any, and it is tried once."""
+
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "no")
+
+    monkeypatch.setattr("service.storage.filesystem.putting.os.link", no_links)
+    for _ in range(2):
+        answer = await send(here)
+        assert await here.fetch(answer.headers["Attachd-File-Id"]) == CONTENT
+    assert not here.service.storage.puts
+    await here.service.tasks.drain()
+    assert [name.partition("/")[0] for name in here.leftovers()] == ["files", "files"]
 
 
 async def test_a_mark_that_stays_is_a_leftover(swept: Site) -> None:

@@ -251,6 +251,7 @@ async def test_an_erasure_is_done_when_no_byte_is_left(here: Site, monkeypatch: 
         await backend.store(b"%d" % number, owner="u1")
     path = path_of((await backend.create(10, owner="u1"))[0].headers["Location"])
     await here.patch(path, 0, b"01234")
+    await here.service.tasks.drain()
     with monkeypatch.context() as patch:
         for name in ("delete", "discard"):
             patch.setattr(here.service.storage._inner, name, breaks(StorageUnavailable("away")))

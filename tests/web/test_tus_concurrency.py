@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from service.metadata.base import Lease, MetadataUnavailable
-from tests.web.harness import OCTETS, TUS, Line, Site, b64, path_of, site
+from service.storage.filesystem.appender import DiskAppender
+from tests.web.harness import OCTETS, TUS, Line, Site, b64, head, path_of, site
 from tests.web.under_way import SteppedClock, begin, begin_patch, held, received, until
 
 BODY = TUS | {"Content-Type": OCTETS}
@@ -76,6 +77,13 @@ async def test_T_0D0_bytes_never_interleave(here: Site) -> None:
 # --- who makes way --------------------------------------------------------------------------
 
 
+async def made_by(here: Site, link: str) -> str:
+    """The upload of a creation that brings its body slowly, once it is recorded."""
+    while (found := await here.ask("HEAD", link, TUS)).status == 404:
+        pass
+    return path_of(found.headers["Location"])
+
+
 @pytest.mark.parametrize("older", ["PATCH", "POST"])
 @pytest.mark.parametrize("newer", ["PATCH", "DELETE", "POST"])
 async def test_T_0D1_older_makes_way(here: Site, older: str, newer: str) -> None:
@@ -83,7 +91,7 @@ async def test_T_0D1_older_makes_way(here: Site, older: str, newer: str) -> None
     link = here.link()
     if older == "POST":
         line = await begin(here, "POST", link, BODY | {"Upload-Length": "10"}, b"hello", length=10)
-        path = path_of((await here.ask("HEAD", link, TUS)).headers["Location"])
+        path = await made_by(here, link)
     else:
         path = await here.create(10, link)
         line = await begin_patch(here, path, 0, b"hello", length=10)
@@ -275,6 +283,7 @@ async def test_T_0D5_same_creation_at_the_other(tmp_path: Path) -> None:
     async with two(tmp_path) as (one, other, _):
         link = one.link(audience="http://files.test")
         line = await begin(one, "POST", link, BODY | {"Upload-Length": "10"}, b"hello", length=10)
+        await made_by(one, link)
         answer = await other.post(10, link)
         assert (answer.status, answer.offset) == (201, 5)
         await assert_stopped(line, 5)
@@ -418,7 +427,40 @@ async def test_L5_a_release_that_failed_is_made_up_for(here: Site, monkeypatch: 
         await release(lease)
 
     monkeypatch.setattr(here.service.metadata, "release_lease", fails_once)
-    assert (await here.patch(path, 0, b"hello")).status == 204
+    # whose lease no commit gives back
+    checksum = "sha1 " + b64(hashlib.sha1(b"other").digest())
+    assert (await here.patch(path, 0, b"hello", Upload_Checksum=checksum)).status == 460
     assert failed.is_set()
-    assert (await here.patch(path, 5, b"world")).status == 204
+    assert (await here.patch(path, 0, b"helloworld")).status == 204
+    running.reset()
+
+
+async def test_L1_a_step_gives_back_no_lease_but_its_own(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that still tidies up after its last commit lets go of nothing that a newer one has got meanwhile."""
+    tidied, inner = asyncio.Event(), DiskAppender.close
+    slow = [tidied.wait()]
+
+    async def close(self: DiskAppender) -> None:
+        if slow:
+            await slow.pop()
+        await inner(self)
+
+    monkeypatch.setattr(DiskAppender, "close", close)
+    path, other = await here.create(100), await here.create(100)
+    older = await begin_patch(here, path, 0, bytes(10), length=100)
+    older.reset()
+    while (await here.head(path)).offset != 10:
+        pass
+    newer = await here.line()
+    fields = TUS | {"Upload-Offset": "10", "Content-Type": OCTETS, "Content-Length": "90"}
+    await newer.send(head("PATCH", path, list(fields.items()), None))
+    await until(lambda: here.service.leases._holders[here.upload_id(path)].epoch == 2)
+    tidied.set()
+    await until(lambda: len(here.service.tasks) == 1)
+    newer.reset()
+    # whatever is renewed for others must not keep it
+    running = await begin_patch(here, other, 0, bytes(10), length=100)
+    await until(lambda: not held(here, path))
+    assert await here.service.metadata.lease(here.upload_id(path)) is None
+    assert (await here.patch(path, 10, bytes(90))).status == 204
     running.reset()

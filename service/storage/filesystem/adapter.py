@@ -13,6 +13,7 @@ from typing import Final
 import aiofiles
 import aiofiles.os
 import aiofiles.tempfile
+import structlog
 
 from service.model import Part, UploadId
 from service.storage.base import (
@@ -31,6 +32,8 @@ from service.storage.filesystem.appender import DiskAppender
 from service.storage.filesystem.layout import Durability, Layout, lock, translated
 from service.storage.threads import Threads
 
+log = structlog.get_logger(__name__)
+
 _PROBE: Final = b"attachd" * 64
 
 
@@ -48,9 +51,10 @@ class FilesystemStorage:
     """
 
     name = "filesystem"
-    puts = True
 
     def __init__(self, root: Path, *, durability: str, threads: int = 8, reserve_bytes: int = 0) -> None:
+        #: until it is found that the file system has no hard links
+        self.puts = True
         self._layout = Layout(root, Durability(durability), reserve_bytes)
         self._writers = Threads(threads, "attachd-write")
         self._helpers = Threads(threads, "attachd-disk")
@@ -129,7 +133,13 @@ class FilesystemStorage:
     async def put(self, upload_id: UploadId, data: memoryview) -> Stored:
         """See `Storage.put`."""
         with translated("writing"):
-            return await self._writers.run(lambda: putting.put(self._layout, upload_id, data))
+            try:
+                # it may sync, which keeps no byte of another upload waiting there
+                return await self._publishers.run(lambda: putting.put(self._layout, upload_id, data))
+            except putting.NoLinks:
+                log.warning("links_missing", detail="small files are stored the long way on this file system")
+                self.puts = False
+                raise StorageUnavailable("it has no hard links") from None
 
     async def recorded(self, upload_ids: Sequence[UploadId]) -> None:
         """See `Storage.recorded`."""

@@ -64,6 +64,8 @@ class DiskAppender:
         self._named = False
         self._failed = False
         self._lost = False
+        #: whether the last write was made
+        self._over = False
 
     def _go_on(self) -> None:
         """Takes the ledger's last segment, if it can be gone on in. Blocking.
@@ -108,8 +110,8 @@ class DiskAppender:
 
     async def write(self, data: memoryview, *, last: bool = False) -> None:
         """See `Appender.write`. One thread call as a rule: placed, observed, written, synced, given up."""
-        if self._failed:
-            raise StorageUnavailable("an earlier write failed; append anew")
+        if self._failed or self._over:
+            raise StorageUnavailable("an earlier write failed, or was the last; append anew")
         if not data or await self._writers.run(lambda: self._place_and_write(data, last=last)):
             return
         if self._fence is not None:
@@ -144,10 +146,12 @@ class DiskAppender:
                     done += count
                     self._written += count
             if last:
+                self._over = True
                 if self._layout.durability is Durability.ALWAYS:
                     self._sync()
                 fd, self._fd = self._fd, None
-                os.close(fd)
+                with translated("writing"):
+                    os.close(fd)
         except BaseException:
             self._failed = True
             raise

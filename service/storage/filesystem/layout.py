@@ -169,6 +169,16 @@ class Layout:
         return fd, first
 
 
+def mark_of(upload_id: UploadId) -> str:
+    """The segment that marks a small file as one without a record: of an epoch that no lease has."""
+    return f"{upload_id}.e0"
+
+
+def is_mark(name: str) -> bool:
+    """Whether a segment of that name is one."""
+    return name.endswith(".e0")
+
+
 def segment_of(name: str) -> UploadId | None:
     """The upload that the segment of that name belongs to, None for any other name."""
     found = _SEGMENT.fullmatch(name)

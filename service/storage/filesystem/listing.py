@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 
 from service.model import UploadId
 from service.storage.base import Held
-from service.storage.filesystem.layout import Layout, file_of, segment_of
+from service.storage.filesystem.layout import Layout, file_of, is_mark, segment_of
 
 _SHARD: Final = re.compile(r"[a-z2-7]{2}")
 
@@ -37,13 +37,20 @@ def shards(directory: Path) -> list[Path]:
 def _unfinished(shard: Path, before: float) -> list[Held]:
     """One for all segments of an upload; none for an upload of which any is younger."""
     sizes: dict[UploadId, int] = {}
+    marks: set[UploadId] = set()
     changed: dict[UploadId, float] = {}
     for name, found in _entries(shard):
         upload_id = segment_of(name)
         if upload_id is not None:
+            if is_mark(name) and found.st_nlink > 1:
+                marks.add(upload_id)
             sizes[upload_id] = sizes.get(upload_id, 0) + found.st_size
             changed[upload_id] = max(changed.get(upload_id, found.st_mtime), found.st_mtime)
-    return [Held(upload_id, None, size) for upload_id, size in sizes.items() if changed[upload_id] <= before]
+    return [
+        Held(upload_id, None, size, mark=upload_id in marks)
+        for upload_id, size in sizes.items()
+        if changed[upload_id] <= before
+    ]
 
 
 def _finished(shard: Path, before: float) -> list[Held]:
