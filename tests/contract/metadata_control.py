@@ -173,6 +173,20 @@ class ControlContract:
         await store.end_upload(first.id, epoch=None, ending=Ending(State.EXPIRED, NOW))
         await put(store, owned(size=600), quota=quota)
 
+    async def test_A7_a_small_file_counts_as_any(self, store: Store) -> None:
+        """One that is recorded in one step is held against the quota, counts for its owner, and has its reference."""
+        quota = Quota(most_bytes=1500, most_pending=1)
+        upload = owned(state=State.READY, offset=1000)
+        file = make_file(upload, owner="u1", ref="r")
+        await store.create_ready(upload, use_of(upload), file, quota=quota)
+        assert await store.usage("backend", "u1") == Usage(files=1, file_bytes=1000)
+        assert (await store.refs([file.id]))[file.id].listed == ("r",)
+        late = owned(state=State.READY, offset=1000)
+        with pytest.raises(QuotaExceeded):
+            await store.create_ready(late, use_of(late), make_file(late, owner="u1"), quota=quota)
+        assert await store.upload(late.id) is None
+        assert await store.miscounted() == {}
+
     async def test_A7_two_thousand_reservations_at_once_pass_a_quota_by_no_byte(
         self, store: Store, other: Store
     ) -> None:
@@ -202,12 +216,27 @@ class ControlContract:
         files: list[File] = []
         for _ in range(200):
             here = chance.choice([store, other])
-            match chance.choice(["create", "create", "publish", "end", "delete", "release"]):
+            match chance.choice(["create", "create", "small", "publish", "end", "quarantine", "delete", "release"]):
                 case "create":
                     kind = chance.choice([ConcatKind.NONE, ConcatKind.NONE, ConcatKind.PARTIAL])
                     upload = owned(chance.choice(["u1", "u2", None]), chance.randrange(0, 2000), concat_kind=kind)
                     with suppress(QuotaExceeded):
                         open_.append(await put(here, upload, quota=quota))
+                case "small":
+                    upload = owned(chance.choice(["u1", "u2", None]), state=State.READY, offset=1000)
+                    file = make_file(upload, owner=upload.terms.owner, ref=chance.choice([None, "r"]))
+                    with suppress(QuotaExceeded):
+                        await here.create_ready(upload, use_of(upload), file, quota=quota)
+                        files.append(file)
+                case "quarantine" if open_:
+                    upload = chance.choice(open_)
+                    if upload.concat_kind is ConcatKind.NONE:
+                        file = make_file(upload, owner=upload.terms.owner)
+                        with suppress(Conflict):
+                            await here.end_upload(
+                                upload.id, epoch=None, ending=Ending(State.FAILED, NOW, quarantined=file)
+                            )
+                            files.append(file)
                 case "publish" if open_:
                     upload = chance.choice(open_)
                     with suppress(Conflict):
