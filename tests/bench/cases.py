@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -19,8 +20,11 @@ from tests.bench.held import finish_together
 from tests.bench.limits import WriteOnly
 from tests.bench.neighbours import Neighbours
 from tests.bench.sides import AttachdS3, Bare, Side, store_missing, target
+from tests.bench.trimming import Trimmed
 
 MIB: Final = 1 << 20
+#: a filename and a filetype, without which tuspyserver answers no HEAD
+METADATA: Final = "filename ZmlsZS5iaW4=,filetype YXBwbGljYXRpb24vb2N0ZXQtc3RyZWFt"
 
 Unit = Literal["bytes", "requests"]
 
@@ -150,12 +154,12 @@ def _sizes(side: Side, load: Load, source: Source, _: object) -> Work:
     amount = load.each * len(creations)
 
     def run() -> list[float]:
-        with Connection(side.address) as connection:
+        with Trimmed(side.files) if amount > load.size else nullcontext(), Connection(side.address) as connection:
             for creation in creations:
                 _upload_by(connection, side, creation, source, load.each, load.each)
         return []
 
-    return Work(run, amount=amount, writes=amount)
+    return Work(run, amount=amount, writes=min(amount, load.size))
 
 
 def _open(side: Side, load: Load, source: Source, _: object) -> Work:
@@ -236,11 +240,11 @@ def _unfinished(side: Side, load: Load, source: Source) -> list[str]:
 def _made(side: Side, count: int, size: int) -> list[str]:
     """The request targets of as many empty uploads."""
     with Connection(side.address) as connection:
-        asked = (
-            connection.ask(head("POST", creation, side.address, upload_length=size, content_length=0)).expect(201)
+        requests = (
+            head("POST", creation, side.address, upload_length=size, content_length=0, upload_metadata=METADATA)
             for creation in side.creations(count, size)
         )
-        return [target(answer.header("Location")) for answer in asked]
+        return [target(connection.ask(request).expect(201).header("Location")) for request in requests]
 
 
 def _heads(side: Side, load: Load, source: Source, paths: list[str]) -> Work:

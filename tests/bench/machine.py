@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -19,8 +18,6 @@ SCRATCH: Final = 1.25
 #: of the best speed seen, from which pages count as warm
 WARM: Final = 0.7
 TRIES: Final = 4
-#: bytes from which pages are touched as memory: the kernel holds back whoever writes as many to a file
-LARGE: Final = 1 << 30
 
 
 def group(leader: int) -> list[int]:
@@ -76,27 +73,18 @@ class Pages:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        #: bytes per second, by the way in which pages were touched
-        self._best: dict[Callable[[int], float], float] = {}
+        self._best = 0.0
 
     def warm(self, size: int) -> bool:
         """Whether `size` bytes can be written at full speed now."""
-        size = int(size * SCRATCH)
-        touch = self._write if size < LARGE else self._map
         for _ in range(TRIES):
-            if size >= _free_bytes():
-                return False
-            best, speed = self._best.get(touch, 0.0), touch(size)
-            self._best[touch] = max(best, speed)
-            if best and speed >= WARM * best:
+            first = not self._best
+            speed = self._write(int(size * SCRATCH))
+            warm = speed >= WARM * self._best
+            self._best = max(self._best, speed)
+            if warm and not first:
                 return True
         return False
-
-    def _map(self, size: int) -> float:
-        """Bytes per second."""
-        start = time.perf_counter()
-        with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE):
-            return size / (time.perf_counter() - start)
 
     def _write(self, size: int) -> float:
         """Bytes per second."""
@@ -111,12 +99,6 @@ class Pages:
         finally:
             os.close(fd)
             path.unlink()
-
-
-def _free_bytes() -> int:
-    """Memory that can be had without anybody else's being written out."""
-    (line,) = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:")]
-    return int(line.split()[1]) * 1024
 
 
 def describe(directory: Path) -> list[str]:
