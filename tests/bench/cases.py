@@ -20,6 +20,7 @@ from tests.bench.held import finish_together
 from tests.bench.limits import WriteOnly
 from tests.bench.neighbours import Neighbours
 from tests.bench.sides import AttachdS3, Bare, Side, store_missing, target
+from tests.bench.trimming import KEEP as TRIMMED_KEEP
 from tests.bench.trimming import Trimmed
 
 MIB: Final = 1 << 20
@@ -153,13 +154,15 @@ def _sizes(side: Side, load: Load, source: Source, _: object) -> Work:
     creations = side.creations(max(load.size // load.each, 1), load.each)
     amount = load.each * len(creations)
 
+    large = load.each > 2 * TRIMMED_KEEP
+
     def run() -> list[float]:
-        with Trimmed(side.files) if amount > load.size else nullcontext(), Connection(side.address) as connection:
+        with Trimmed(side.unfinished) if large else nullcontext(), Connection(side.address) as connection:
             for creation in creations:
                 _upload_by(connection, side, creation, source, load.each, load.each)
         return []
 
-    return Work(run, amount=amount, writes=min(amount, load.size))
+    return Work(run, amount=amount, writes=min(amount, 2 * TRIMMED_KEEP))
 
 
 def _open(side: Side, load: Load, source: Source, _: object) -> Work:

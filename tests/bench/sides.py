@@ -76,6 +76,10 @@ class Side(Protocol):
     def files(self) -> Path:
         """The directory below which it keeps bytes, and nothing else."""
 
+    @property
+    def unfinished(self) -> Path:
+        """The directory below which the bytes of an upload are before its end; it may be the same."""
+
     def pids(self) -> list[int]:
         """Every process of it that runs now."""
 
@@ -139,6 +143,10 @@ class Attachd:
     @property
     def files(self) -> Path:
         return self._service.data / "files"
+
+    @property
+    def unfinished(self) -> Path:
+        return self._service.data / "uploads"
 
     def pids(self) -> list[int]:
         return self._service.pids()
@@ -204,6 +212,10 @@ class Program(ABC):
     @property
     def address(self) -> tuple[str, int]:
         return ("127.0.0.1", self.port)
+
+    @property
+    def unfinished(self) -> Path:
+        return self.files
 
     def pids(self) -> list[int]:
         assert self._process is not None

@@ -32,7 +32,9 @@ _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int6
 class Trimmed:
     """Inside the context no file below the directory occupies much more than `keep` bytes.
 
-    Raises OSError at the end: the file system cannot do it.
+    Raises, at the end:
+        OSError: the file system cannot do it.
+        AssertionError: there was no such file, so it has been stored elsewhere, and whole.
     """
 
     def __init__(self, directory: Path, keep: int = KEEP, piece: int = PIECE) -> None:
@@ -54,16 +56,22 @@ class Trimmed:
     ) -> None:
         self._over.set()
         self._thread.join()
-        if self._failure is not None and kind is None:
+        if kind is not None:
+            return
+        if self._failure is not None:
             raise self._failure
+        assert self._done, f"no large file grew below {self._directory}"
 
     def trim(self) -> None:
         """What is far enough behind goes now."""
         for path in self._directory.rglob("*"):
             start = self._done.get(path, BEGINNING)
-            end = path.stat().st_size - self._keep if path.is_file() else 0
-            if end - start >= self._piece:
-                _punch(path, start, end)
+            try:
+                end = path.stat().st_size - self._keep
+            except FileNotFoundError:
+                # finished, and elsewhere by now
+                continue
+            if end - start >= self._piece and _punch(path, start, end):
                 self._done[path] = end
 
     def _run(self) -> None:
@@ -74,11 +82,16 @@ class Trimmed:
             self._failure = failure
 
 
-def _punch(path: Path, start: int, end: int) -> None:
-    fd = os.open(path, os.O_WRONLY)
+def _punch(path: Path, start: int, end: int) -> bool:
+    """Whether the file was still there."""
+    try:
+        fd = os.open(path, os.O_WRONLY)
+    except FileNotFoundError:
+        return False
     try:
         if _fallocate(fd, _PUNCH, start, end - start):
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), str(path))
+        return True
     finally:
         os.close(fd)
