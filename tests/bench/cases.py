@@ -9,17 +9,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from service.storage.s3.appender import _UNDER_WAY as S3_UNDER_WAY
-from tests.bench.client import Answer, Connection, Unexpected, burst, head
+from service.units import format_size
+from tests.bench.client import OCTETS, Answer, Connection, Source, Unexpected, burst, head
+from tests.bench.held import finish_together
+from tests.bench.limits import WriteOnly
 from tests.bench.neighbours import Neighbours
 from tests.bench.sides import AttachdS3, Bare, Side, store_missing, target
+from tests.bench.trimming import KEEP as TRIMMED_KEEP
+from tests.bench.trimming import Trimmed
 
-OCTETS: Final = "application/offset+octet-stream"
 MIB: Final = 1 << 20
+#: a filename and a filetype, without which tuspyserver answers no HEAD
+METADATA: Final = "filename ZmlsZS5iaW4=,filetype YXBwbGljYXRpb24vb2N0ZXQtc3RyZWFt"
 
 Unit = Literal["bytes", "requests"]
 
@@ -37,28 +43,17 @@ class Load:
     readers: int = 4
     heads: int = 10_000
     connections: int = 16
+    #: uploads that are compared by their size, each as often as it goes into `size`
+    sizes: tuple[int, ...] = (MIB, 16 * MIB, 256 * MIB, 4096 * MIB)
+    each: int = MIB
+    open: int = 300
+    open_size: int = 2 * MIB
 
     @classmethod
     def quick(cls) -> Load:
         """Sizes that show that it works, and nothing else."""
-        return cls(size=3 * MIB, chunk=MIB, mib=MIB // 2, files=48, heads=200)
-
-
-class Source:
-    """The bytes to upload, in the page cache."""
-
-    def __init__(self, path: Path, size: int) -> None:
-        self.path = path
-        self.size = size
-        block = os.urandom(MIB)
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        for at in range(0, size, MIB):
-            os.write(self.fd, block[: min(MIB, size - at)])
-        # Written back now, lest it be while a side is measured.
-        os.fsync(self.fd)
-
-    def close(self) -> None:
-        os.close(self.fd)
+        sizes = (MIB // 4, MIB, 2 * MIB, 4 * MIB)
+        return cls(size=3 * MIB, chunk=MIB, mib=MIB // 2, files=48, heads=200, sizes=sizes, open=20, open_size=MIB // 2)
 
 
 @dataclass(frozen=True)
@@ -82,22 +77,31 @@ class Case:
     work: Callable[[Side, Load, Source, Any], Work]
     #: why it cannot be measured here; empty if it can
     missing: Callable[[], str] = str
+    #: by name, what each round measures one after another, each in a table of its own
+    parts: Callable[[Load], Mapping[str, Load]] = lambda load: {"": load}
 
 
 def _upload(side: Side, creation: str, source: Source, size: int, chunk: int) -> tuple[str, Answer]:
     """The upload's location and the last answer, once the side has acknowledged every byte."""
     with Connection(side.address) as connection:
-        made = connection.ask(head("POST", creation, side.address, upload_length=size, content_length=0)).expect(201)
-        location = made.header("Location")
-        path, last = target(location), made
-        for start in range(0, size, chunk):
-            end = min(start + chunk, size)
-            request = head(
-                "PATCH", path, side.address, upload_offset=start, content_length=end - start, content_type=OCTETS
-            )
-            connection.send(request)
-            connection.send_file(source.fd, start, end)
-            last = connection.answer().expect(204, offset=end)
+        return _upload_by(connection, side, creation, source, size, chunk)
+
+
+def _upload_by(
+    connection: Connection, side: Side, creation: str, source: Source, size: int, chunk: int
+) -> tuple[str, Answer]:
+    made = connection.ask(head("POST", creation, side.address, upload_length=size, content_length=0)).expect(201)
+    location = made.header("Location")
+    path, last = target(location), made
+    for start in range(0, size, chunk):
+        end = min(start + chunk, size)
+        request = head(
+            "PATCH", path, side.address, upload_offset=start, content_length=end - start, content_type=OCTETS
+        )
+        connection.send(request)
+        if not isinstance(side, WriteOnly):
+            source.send(connection, start, end)
+        last = connection.answer().expect(204, offset=end)
     return location, last
 
 
@@ -139,6 +143,37 @@ def _large(side: Side, source: Source, size: int, chunk: int) -> Work:
         return []
 
     return Work(run, amount=size, writes=size)
+
+
+def _by_size(load: Load) -> Mapping[str, Load]:
+    """For each size as many uploads as make up a large one."""
+    return {format_size(each): replace(load, each=each) for each in load.sizes}
+
+
+def _sizes(side: Side, load: Load, source: Source, _: object) -> Work:
+    creations = side.creations(max(load.size // load.each, 1), load.each)
+    amount = load.each * len(creations)
+
+    large = load.each > 2 * TRIMMED_KEEP
+
+    def run() -> list[float]:
+        with Trimmed(side.unfinished) if large else nullcontext(), Connection(side.address) as connection:
+            for creation in creations:
+                _upload_by(connection, side, creation, source, load.each, load.each)
+        return []
+
+    return Work(run, amount=amount, writes=min(amount, 2 * TRIMMED_KEEP))
+
+
+def _open(side: Side, load: Load, source: Source, _: object) -> Work:
+    paths = _made(side, load.open, load.open_size)
+    amount = load.open_size * load.open
+
+    def run() -> list[float]:
+        finish_together(side.address, paths, source, load.open_size)
+        return []
+
+    return Work(run, amount=amount, writes=amount)
 
 
 def _small(side: Side, load: Load, source: Source, _: object) -> Work:
@@ -202,12 +237,17 @@ def _read(side: Side, load: Load, path: str, readers: int) -> Work:
 
 def _unfinished(side: Side, load: Load, source: Source) -> list[str]:
     """An upload for each connection."""
+    return _made(side, load.connections, load.size)
+
+
+def _made(side: Side, count: int, size: int) -> list[str]:
+    """The request targets of as many empty uploads."""
     with Connection(side.address) as connection:
-        asked = (
-            connection.ask(head("POST", creation, side.address, upload_length=load.size, content_length=0)).expect(201)
-            for creation in side.creations(load.connections, load.size)
+        requests = (
+            head("POST", creation, side.address, upload_length=size, content_length=0, upload_metadata=METADATA)
+            for creation in side.creations(count, size)
         )
-        return [target(answer.header("Location")) for answer in asked]
+        return [target(connection.ask(request).expect(201).header("Location")) for request in requests]
 
 
 def _heads(side: Side, load: Load, source: Source, paths: list[str]) -> Work:
@@ -261,11 +301,7 @@ def _s3_get(side: Side, load: Load, source: Source, path: str) -> Work:
 def _s3_slow_neighbours(side: Side, load: Load, source: Source, _: object) -> Work:
     assert isinstance(side, AttachdS3)
     alone = _large(side, source, load.size, load.size)
-    paths = []
-    with Connection(side.address) as connection:
-        for creation in side.creations(side.NEIGHBOURS, load.size):
-            made = connection.ask(head("POST", creation, side.address, upload_length=load.size, content_length=0))
-            paths.append(target(made.expect(201).header("Location")))
+    paths = _made(side, side.NEIGHBOURS, load.size)
 
     def run() -> list[float]:
         with Neighbours(side.address, paths, load.size):
@@ -279,6 +315,10 @@ CASES: Final[Mapping[str, Case]] = {
     "chunks": Case("{size} in {chunk} PATCHes", "bytes", _nothing, _chunks),
     "mib-chunks": Case("{size} in {mib} PATCHes", "bytes", _nothing, _mib_chunks),
     "eight": Case("{size} as {at_once} uploads at once", "bytes", _nothing, _at_once),
+    "sizes": Case(
+        "{size} as uploads of {each}, each in one PATCH on one connection", "bytes", _nothing, _sizes, parts=_by_size
+    ),
+    "open": Case("{open} bodies of {open_size} open at once, all finished then", "bytes", _nothing, _open),
     "small": Case("{small} creation-with-upload, {connections} connections", "requests", _nothing, _small),
     "mib-files": Case("{mib} creation-with-upload, {connections} connections", "requests", _nothing, _mib_files),
     "download": Case("download of {size}, one reader", "bytes", _a_file, _download),

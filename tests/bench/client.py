@@ -16,6 +16,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 #: seconds in which a single system call must get on
@@ -23,6 +24,7 @@ LIMIT_SECONDS: Final = 60
 #: bytes; large enough that a small request is in the socket after one call
 SEND_BUFFER: Final = 256 * 1024
 STEP: Final = 1 << 20
+OCTETS: Final = "application/offset+octet-stream"
 
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)", re.IGNORECASE)
 _CHUNKED: Final = b"\r\ntransfer-encoding: chunked\r\n"
@@ -141,6 +143,31 @@ class Connection:
             if not count:
                 raise Unexpected(f"the connection ended {length} bytes early")
             length -= count
+
+
+class Source:
+    """The bytes to upload, in the page cache; an upload that is larger has them again and again."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        self.size = size
+        block = os.urandom(STEP)
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        for at in range(0, size, STEP):
+            os.write(self.fd, block[: min(STEP, size - at)])
+        # Written back now, lest it be while a side is measured.
+        os.fsync(self.fd)
+
+    def send(self, connection: Connection, start: int, end: int) -> None:
+        """The bytes [start, end) of an upload go out."""
+        while start < end:
+            at = start % self.size
+            length = min(end - start, self.size - at)
+            connection.send_file(self.fd, at, at + length)
+            start += length
+
+    def close(self) -> None:
+        os.close(self.fd)
 
 
 def burst(

@@ -1,8 +1,11 @@
-"""The machine's own limit: `python -m tests.bench.limit PORT DIRECTORY DURABILITY`.
+"""The machine's own limit: `python -m tests.bench.limit PORT DIRECTORY DURABILITY WHAT`.
 
 One blocking loop, one connection at a time, just enough HTTP that the same client can talk to it.
 Uploads: receive 1 MiB, XXH3-128, write, again. Downloads: sendfile. No checks of any kind: it
 shows what the kernel's copies and the hash alone cost, and nobody should run it for real.
+
+WHAT is `all`, or one half of it: `receive` drops what it has received, `write` writes as much as
+a body has, which its client then keeps to itself.
 """
 
 from __future__ import annotations
@@ -24,11 +27,14 @@ _LENGTH: Final = re.compile(rb"\r\nContent-Length: ([0-9]+)")
 class Limit:
     """What is left of a service when everything is left out."""
 
-    def __init__(self, directory: Path, *, sync: bool) -> None:
+    def __init__(self, directory: Path, *, sync: bool, what: str) -> None:
         self.directory = directory
+        self.body = {"all": self.append, "receive": self.receive, "write": self.write}[what]
         self.sync = sync
         self.made = 0
         self.lengths: dict[str, int] = {}
+        #: bytes of each upload, where they are only received
+        self.dropped: dict[str, int] = {}
         self.buffer = bytearray(STEP)
 
     def serve(self, peer: socket.socket) -> None:
@@ -58,7 +64,7 @@ class Limit:
         if method == b"PATCH":
             found = _LENGTH.search(head)
             assert found is not None
-            return _head("204 No Content", f"Upload-Offset: {self.append(peer, path, int(found[1]))}")
+            return _head("204 No Content", f"Upload-Offset: {self.body(peer, path, int(found[1]))}")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             peer.sendall(_head("200 OK", f"Content-Length: {size}"))
@@ -66,6 +72,25 @@ class Limit:
             while start < size:
                 start += os.sendfile(peer.fileno(), file.fileno(), start, min(NOT_SENT, size - start))
         return b""
+
+    def receive(self, peer: socket.socket, path: Path, length: int) -> int:
+        """Where the file would end, had it been written."""
+        left = length
+        while left and (count := peer.recv_into(self.buffer, min(left, STEP), socket.MSG_WAITALL)):
+            left -= count
+        self.dropped[path.name] = self.dropped.get(path.name, 0) + length - left
+        return self.dropped[path.name]
+
+    def write(self, peer: socket.socket, path: Path, length: int) -> int:
+        """Where the file ends after as many bytes, which have come from nowhere."""
+        view = memoryview(self.buffer)
+        with path.open("ab", buffering=0) as file:
+            while length:
+                length -= os.write(file.fileno(), view[: min(length, STEP)])
+            end = os.fstat(file.fileno()).st_size
+            if self.sync and end == self.lengths[path.name]:
+                os.fdatasync(file.fileno())
+            return end
 
     def append(self, peer: socket.socket, path: Path, length: int) -> int:
         """Where the file ends after the body."""
@@ -94,8 +119,8 @@ def _head(status: str, *lines: str) -> bytes:
 
 
 def main() -> None:
-    port, directory, durability = sys.argv[1:]
-    limit = Limit(Path(directory), sync=durability != "none")
+    port, directory, durability, what = sys.argv[1:]
+    limit = Limit(Path(directory), sync=durability != "none", what=what)
     with socket.create_server(("127.0.0.1", int(port))) as listener:
         while True:
             peer, _ = listener.accept()

@@ -56,6 +56,13 @@ def peak_bytes(pids: Iterable[int]) -> int:
     return peak
 
 
+def unread_bytes(port: int) -> int:
+    """What has come for the server on a local port, and waits in its sockets to be read."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    # Local address, state, and the two queues; that of a listening socket (0A) counts connections.
+    return sum(int(row[4].partition(":")[2], 16) for row in rows if row[1].endswith(f":{port:04X}") and row[3] != "0A")
+
+
 class Pages:
     """Free memory that the machine really has.
 

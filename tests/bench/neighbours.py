@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
-from tests.bench.client import Connection, Unexpected, head
+from tests.bench.client import OCTETS, Connection, Unexpected, head
 
 #: what each sends, how often: a little above the rate below which the service ends a body
 PIECE: Final = bytes(110)
@@ -32,7 +32,7 @@ class Neighbours:
             connection.send(
                 head(
                     "PATCH", path, address, upload_offset=0, content_length=size,
-                    content_type="application/offset+octet-stream",
+                    content_type=OCTETS,
                 ),
                 PIECE,
             )  # fmt: skip

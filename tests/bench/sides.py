@@ -1,6 +1,8 @@
-"""What is held against what: attachd, the machine's limit, a plain aiohttp service; attachd on a bucket, bare boto3.
+"""What is held against what: attachd, a plain aiohttp service; attachd on a bucket, bare boto3.
 
-A further side is a class with the members of `Side`, added to `SIDES`. It is started for one case
+The machine's limits are in `limits.py`, other servers in `peers.py`, and all of them in `everybody.py`.
+
+A further side is a class with the members of `Side`, added to `everybody.SIDES`. It is started for one case
 in a directory of its own, as processes whose leader leads a group, and speaks tus 1.0.0 as far as
 the cases it takes part in need: creation, creation-with-upload, PATCH, HEAD, and a GET.
 """
@@ -74,6 +76,10 @@ class Side(Protocol):
     def files(self) -> Path:
         """The directory below which it keeps bytes, and nothing else."""
 
+    @property
+    def unfinished(self) -> Path:
+        """The directory below which the bytes of an upload are before its end; it may be the same."""
+
     def pids(self) -> list[int]:
         """Every process of it that runs now."""
 
@@ -92,14 +98,14 @@ def target(url: str) -> str:
 
 #: what every tus server can do, with bytes on a disk
 ON_DISK: Final = frozenset(
-    {"one", "chunks", "mib-chunks", "eight", "small", "mib-files", "download", "readers", "head"}
+    {"one", "chunks", "mib-chunks", "eight", "open", "small", "mib-files", "download", "readers", "head"}
 )
 
 
 class Attachd:
     """The service as a process, with its defaults except durability."""
 
-    CASES = ON_DISK
+    CASES = ON_DISK | {"sizes"}
     WORKERS = 1
 
     @classmethod
@@ -137,6 +143,10 @@ class Attachd:
     @property
     def files(self) -> Path:
         return self._service.data / "files"
+
+    @property
+    def unfinished(self) -> Path:
+        return self._service.data / "uploads"
 
     def pids(self) -> list[int]:
         return self._service.pids()
@@ -203,6 +213,10 @@ class Program(ABC):
     def address(self) -> tuple[str, int]:
         return ("127.0.0.1", self.port)
 
+    @property
+    def unfinished(self) -> Path:
+        return self.files
+
     def pids(self) -> list[int]:
         assert self._process is not None
         return group(self._process.pid)
@@ -223,7 +237,7 @@ class Program(ABC):
         raise AssertionError(f"{self.command()[0]} did not start\n{self._log.read_text(errors='replace')}")
 
 
-class _Module(Program):
+class Module(Program):
     """A module of this package as a server: called with port, directory, durability and what else it needs."""
 
     NAME: str
@@ -237,25 +251,7 @@ class _Module(Program):
         return [*module, str(self.port), str(self.files), self.durability, *self.arguments]
 
 
-class Limit(_Module):
-    """The machine's own limit: `limit.py`."""
-
-    CASES = frozenset({"one", "chunks", "mib-chunks", "download"})
-    NAME = "limit"
-
-    @property
-    def does(self) -> Does:
-        return Does(
-            hashing="XXH3-128 of each body",
-            durability=synced(self.durability, "data before the last answer"),
-            authentication="none",
-            database="none",
-            logging="none",
-            processes="one blocking loop, one connection at a time",
-        )
-
-
-class Naive(_Module):
+class Naive(Module):
     """A plain aiohttp handler: `naive.py`."""
 
     CASES = ON_DISK
@@ -334,7 +330,7 @@ class AttachdS3Crowded(AttachdS3):
     NEIGHBOURS = 10
 
 
-class Bare(_Module):
+class Bare(Module):
     """boto3 and nothing else: `bare.py`. It is not asked over HTTP but told by `tell`."""
 
     CASES = frozenset({"s3-put", "s3-chunks", "s3-get"})
