@@ -45,7 +45,7 @@ _KINDS: Final = (
     Kind("bad-header", 400, "A header is missing or malformed"),
     Kind("bad-request", 400, "The request is not what this address takes"),
     Kind("key-reused", 422, "The Idempotency-Key belongs to another request"),
-    Kind("cannot-sign", 501, "No key here can sign links"),
+    Kind("cannot-sign", 403, "No key here can sign links"),
     Kind("bad-metadata", 400, "Upload-Metadata is malformed"),
     Kind("wrong-content-type", 415, "The Content-Type is not the one expected"),
     Kind("checksum-mismatch", 460, "The body does not match its checksum"),

@@ -36,7 +36,7 @@ from botocore.loaders import JSONFileLoader
 
 from service import cli
 from service.metadata.sql import SqlMetadata
-from service.storage.filesystem import FilesystemStorage, appender, layout, publishing
+from service.storage.filesystem import FilesystemStorage, appender, layout, publishing, putting
 from service.storage.s3.calls import Calls
 
 #: renewals, questions to a holder, duties, what the sweep forgets, the probe: made when their time has come
@@ -45,6 +45,8 @@ _BY_CLOCK: Final = frozenset({"renew", "ask", "take", "give_back", "purge", "for
 
 #: system calls that are points; not those that write bytes, whose number depends on how they came
 _ON_DISK: Final = frozenset({"ftruncate", "fsync", "rename", "replace", "unlink"})
+#: the same for small files; their marks go when their time has come
+_ON_DISK_AT_ONCE: Final = frozenset({"fsync", "link"})
 
 
 class Points:
@@ -92,6 +94,7 @@ class Points:
 def put_points(points: Points) -> None:
     """Every call to the store, and every change of the metadata, is between two points from now on."""
     run, write, unlink = Calls.run, SqlMetadata._write, FilesystemStorage._unlink
+    delete = FilesystemStorage.delete
 
     async def run_between(calls: Calls, operation: str, call: Callable[[], Any], **options: Any) -> Any:
         def attempt() -> Any:
@@ -108,22 +111,29 @@ def put_points(points: Points) -> None:
         with points.around("unlink"):
             await unlink(storage, path)
 
+    async def delete_between(storage: FilesystemStorage, key: str) -> None:
+        with points.around("unlink"):
+            await delete(storage, key)
+
+    setattr(FilesystemStorage, "delete", delete_between)  # noqa: B010
     setattr(Calls, "run", run_between)  # noqa: B010
     setattr(FilesystemStorage, "_unlink", unlink_between)  # noqa: B010
     setattr(SqlMetadata, "_write", write_between)  # noqa: B010
     for module in (appender, layout, publishing):
-        setattr(module, "os", _System(points))  # noqa: B010
+        setattr(module, "os", _System(points, _ON_DISK))  # noqa: B010
+    setattr(putting, "os", _System(points, _ON_DISK_AT_ONCE))  # noqa: B010
 
 
 class _System:
     """The module `os`, with points around what changes files."""
 
-    def __init__(self, points: Points) -> None:
+    def __init__(self, points: Points, names: frozenset[str]) -> None:
         self._points = points
+        self._names = names
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(os, name)
-        if name not in _ON_DISK:
+        if name not in self._names:
             return found
 
         def call(*arguments: Any, **options: Any) -> Any:

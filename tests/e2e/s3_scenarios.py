@@ -46,6 +46,11 @@ def resumed(client: Client, killed: AbstractContextManager[object]) -> None:
 
 def small(client: Client, killed: AbstractContextManager[object]) -> None:
     """64 KiB in the creation, repeated under the same link where no answer came: one file, one object."""
+    assert list(client.left().values()) == [send_small(client, killed)]
+
+
+def send_small(client: Client, killed: AbstractContextManager[object]) -> int:
+    """The file comes of one creation, however often that is sent, and is right; its size."""
     source = SOURCE[: 64 * 2**10]
     with killed:
         sending = Sending(client, source)
@@ -53,7 +58,7 @@ def small(client: Client, killed: AbstractContextManager[object]) -> None:
         sending.send(len(source))
         sending.look()
     sending.download(source)
-    assert list(client.left().values()) == [len(source)]
+    return len(source)
 
 
 def joined(client: Client, killed: AbstractContextManager[object]) -> None:

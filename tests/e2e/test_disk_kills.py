@@ -82,6 +82,12 @@ def joined(client: Client, killed: AbstractContextManager[object]) -> None:
     client.until(lambda: sorted(client.left().values()) == [MIB, 6 * MIB, 7 * MIB], "debris")
 
 
+def at_once(client: Client, killed: AbstractContextManager[object]) -> None:
+    """64 KiB in one step, repeated where no answer came: one file, and in the end nothing beside it."""
+    size = scenarios.send_small(client, killed)
+    client.until(lambda: list(client.left().values()) == [size], "debris")
+
+
 def test_C1_an_upload_becomes_a_file_once(clients: list[Client]) -> None:
     """12 MiB in three requests: wherever it dies, no offset falls, and the file comes and is right."""
     kill_at_each(clients, in_requests, among={"create_upload", "advance", "publish", "fsync", "rename"})
@@ -89,7 +95,7 @@ def test_C1_an_upload_becomes_a_file_once(clients: list[Client]) -> None:
 
 def test_C1_a_file_comes_of_one_request_onto_a_disk(clients: list[Client]) -> None:
     """64 KiB in the creation, repeated under the same link where no answer came: one file."""
-    kill_at_each(clients, scenarios.small, among={"create_upload", "publish", "rename"})
+    kill_at_each(clients, at_once, among={"create_ready", "link"})
 
 
 def test_S2_what_was_being_joined_becomes_ready(clients: list[Client]) -> None:

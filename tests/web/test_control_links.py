@@ -115,7 +115,7 @@ async def test_backends_are_served_while_there_is_no_room_for_transfers(tmp_path
 
 
 async def test_a_service_without_a_private_key_signs_nothing(here: Site) -> None:
-    """501, of each kind of link; what such a key signed elsewhere is good all the same."""
+    """403, of each kind of link; what such a key signed elsewhere is good all the same."""
     theirs = await other_backend(here)
     keys = KeyFile(here.service.settings.keys_path)
 
@@ -127,7 +127,7 @@ async def test_a_service_without_a_private_key_signs_nothing(here: Site) -> None
     await here.service.context.gate._reloaded()
     for path, body in (("/upload-links", {"max": 5}), ("/download-links", {"items": [{"file_id": "f_" + "a" * 26}]})):
         answer = await theirs.call("POST", path, body)
-        assert (answer.status, answer.slug) == (501, "cannot-sign")
+        assert (answer.status, answer.slug) == (403, "cannot-sign")
     assert (await theirs.get("/files"))["files"] == []
 
 
