@@ -46,7 +46,8 @@ def resumed(client: Client, killed: AbstractContextManager[object]) -> None:
 
 def small(client: Client, killed: AbstractContextManager[object]) -> None:
     """64 KiB in the creation, repeated under the same link where no answer came: one file, one object."""
-    assert list(client.left().values()) == [send_small(client, killed)]
+    size = send_small(client, killed)
+    assert list(client.left().values()) == [size]
 
 
 def send_small(client: Client, killed: AbstractContextManager[object]) -> int:

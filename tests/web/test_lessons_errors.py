@@ -209,7 +209,6 @@ FAULTS: tuple[tuple[Callable[[Site], Awaitable[Answer]], str, str, Exception, in
     (_create, "_metadata", "link_use", MetadataUnavailable(INSIDE), 503, "storage-unavailable"),
     (_create, "_storage", "free_bytes", StorageUnavailable(INSIDE), 503, "storage-unavailable"),
     (_create, "_storage", "free_bytes", OSError(INSIDE), 500, "internal"),
-    (_patch, "_metadata", "upload", MetadataUnavailable(INSIDE), 503, "storage-unavailable"),
     (_patch, "_metadata", "acquire_lease", MetadataUnavailable(INSIDE), 503, "storage-unavailable"),
     (_patch, "_metadata", "advance", MetadataUnavailable(INSIDE), 503, "storage-unavailable"),
     (_patch, "_metadata", "advance", RuntimeError(INSIDE), 500, "internal"),
