@@ -12,7 +12,7 @@ tells it from one whose record was lost (`Storage.put`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
@@ -62,7 +62,9 @@ class AtOnce:
         events: EventMaker,
         tasks: Tasks,
         changed: Callable[[str], None],
+        unrevoked: Callable[[VerifiedUpload], Awaitable[None]],
     ) -> None:
+        """`unrevoked`: refuses a link that was revoked since it was verified."""
         self._metadata = metadata
         self._storage = storage
         self._room = room
@@ -72,6 +74,7 @@ class AtOnce:
         self._events = events
         self._tasks = tasks
         self._changed = changed
+        self._unrevoked = unrevoked
         #: files that are recorded and still have their mark
         self._marked: list[UploadId] = []
 
@@ -130,9 +133,12 @@ class AtOnce:
             await discard_all(self._storage, upload.id)
             return None
         try:
+            # storage may have taken its time
+            await self._unrevoked(verified)
             await self._metadata.create_ready(upload, use, file, events=events, quota=self._policy.quota)
-        except (Conflict, FileIdTaken, QuotaExceeded):
-            # the link or the file id is not new, or the owner has no room: what that means is decided on the long way
+        except (Conflict, FileIdTaken, QuotaExceeded, Refusal):
+            # the link or the file id is not new, or the link is revoked, or the owner has no room: what that means
+            # is decided on the long way
             await discard_all(self._storage, upload.id)
             return None
         self._changed(upload.id)

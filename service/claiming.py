@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Final
 
@@ -37,7 +37,9 @@ class Claiming:
         clock: Clock,
         events: EventMaker,
         hooks: Hooks,
+        unrevoked: Callable[[VerifiedUpload], Awaitable[None]],
     ) -> None:
+        """`unrevoked`: refuses a link that was revoked since it was verified."""
         self._metadata = metadata
         self._room = room
         self._lookup = lookup
@@ -46,13 +48,15 @@ class Claiming:
         self._clock = clock
         self._events = events
         self._hooks = hooks
+        self._unrevoked = unrevoked
 
     async def claim(self, intent: Create, verified: VerifiedUpload) -> tuple[Upload, bool]:
         """The upload, and whether it is one that the link made before.
 
         Raises:
             Refusal: what `decide_create`, `decide_use` and `decide_final` raise; link-expired;
-                storage-full; quota-exceeded; hook-refused; hook-unavailable; locked, when the link is raced.
+                storage-full; quota-exceeded; hook-refused; hook-unavailable; bad-link, when it was revoked
+                meanwhile; locked, when it is raced.
         """
         terms = verified.terms
         allowed = False
@@ -74,6 +78,8 @@ class Claiming:
                 # last, so that a backend is asked about what would be made; once, whoever races for the link
                 await self._hooks.before_creation(intent, terms, length)
                 allowed = True
+            # a backend takes seconds to answer, and an erasure takes what there is one second after it was asked for
+            await self._unrevoked(verified)
             try:
                 return await self._insert(intent, terms, use, length), False
             except Conflict:

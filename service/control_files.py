@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
@@ -14,7 +14,7 @@ from service.files import Files
 from service.found import Found
 from service.metadata.base import Conflict, MetadataStore
 from service.metadata.control import ControlStore, Refs, instant_of
-from service.model import ConcatKind, File, FileId, State, Upload, UploadId, parse_upload_id
+from service.model import ConcatKind, File, FileId, State, Upload, UploadId, Verdict, parse_upload_id
 from service.protocol.problems import refuse
 from service.settling import Settling
 from service.storage.base import Storage, StorageError
@@ -52,7 +52,7 @@ class ControlFiles:
 
     async def file(self, issuer: str, file_id: FileId) -> FileInfo:
         """Raises Refusal: not-found, gone, not-ready."""
-        return await self._info(await self._found.file(issuer, file_id))
+        return await self._info(await self._found.file(issuer, file_id, infected=True))
 
     async def files(
         self, issuer: str, *, owner: str | None, ref: str | None, after: FileId | None, limit: int
@@ -85,7 +85,7 @@ class ControlFiles:
         """The file has the reference, and no `hold` ends it any more.
 
         Raises:
-            Refusal: not-found, gone, not-ready.
+            Refusal: not-found, gone, not-ready; infected.
         """
         file = await self._found.file(issuer, file_id)
         try:
@@ -103,11 +103,11 @@ class ControlFiles:
         """
         file, _ = await self._found.either(issuer, file_id)
         if file is None:
-            file = await self._found.file(issuer, file_id)
+            file = await self._found.file(issuer, file_id, infected=True)
         if file.deleted_at is None:
             file = await self._release(file, ref)
         refs = (await self._control.refs([file.id]))[file.id]
-        state: Any = "ready" if file.deleted_at is None else "deleted"
+        state: Any = _state(file) if file.deleted_at is None else "deleted"
         return Released(file_id=file.id, state=state, refs=list(refs.listed), ref_count=refs.count)
 
     async def _release(self, file: File, ref: str) -> File:
@@ -160,12 +160,17 @@ class ControlFiles:
             await self._settling.terminate(upload)
 
 
+def _state(file: File) -> Literal["ready", "infected"]:
+    return "infected" if file.verdict is Verdict.INFECTED else "ready"
+
+
 def _file_info(file: File, refs: Refs) -> FileInfo:
     manifest = file.manifest
     return FileInfo(
         file_id=file.id,
         upload_id=file.upload_id,
-        state="ready",
+        state=_state(file),
+        verdict=file.verdict.value,
         size=manifest.size,
         type=file.media_type,
         sniffed_type=file.sniffed_type,

@@ -145,11 +145,14 @@ class Digests(Answer):
 
 
 class FileInfo(Answer):
-    """A file that can be fetched."""
+    """A file that is held; nobody can fetch an infected one."""
 
     file_id: FileIdText
     upload_id: UploadIdText
-    state: Literal["ready"]
+    state: Literal["ready", "infected"]
+    verdict: Literal["unscanned", "clean", "infected", "skipped_size"] = Field(
+        description="What a virus scanner said of it, if there was one."
+    )
     size: Size
     type: str | None = Field(description="As the client declared it.")
     sniffed_type: str | None = Field(description="As the first bytes say.")
@@ -166,7 +169,7 @@ class Released(Answer):
     """The file after a reference went; `deleted` if that was the last."""
 
     file_id: FileIdText
-    state: Literal["ready", "deleted"]
+    state: Literal["ready", "infected", "deleted"]
     refs: list[str]
     ref_count: int
 

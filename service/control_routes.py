@@ -100,7 +100,7 @@ ROUTES: Final = (
     Route(
         "claimFile", "PUT", "/v1/files/{file_id}/refs/{ref}", "files:write",
         "Give a file a reference; no `hold` ends it any more.", models.FileInfo,
-        problems=("not-found", "gone", "not-ready"),
+        problems=("not-found", "gone", "not-ready", "infected", "locked"),
     ),
     Route(
         "releaseFile", "DELETE", "/v1/files/{file_id}/refs/{ref}", "files:write",

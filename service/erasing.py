@@ -85,10 +85,12 @@ class Erasing:
         """The job exists, and the owner's links up to now are good for nothing."""
         now = self._clock.now()
         revocation = self._revocations.of(issuer, "owner", owner, at=now)
-        job = await self._control.begin_job(Job(new_job_id(), issuer, owner, now), revocation)
+        asked = Job(new_job_id(), issuer, owner, now)
+        job = await self._control.begin_job(asked, revocation)
         self._revocations.hold(revocation)
         log.info("erasure_begun", job=job.id)
-        self._drive(job, again=False)
+        # one that is there already was begun by somebody, who may have left bytes
+        self._drive(job, again=job.id != asked.id)
         return await self._view(job)
 
     async def job(self, issuer: str, job_id: str) -> Erasure:
@@ -168,9 +170,13 @@ class Erasing:
         return whole
 
     async def _remove_left(self, job: Job) -> bool:
-        """Whether no byte is held of what ended since the job was asked for."""
-        ended = partial(self._control.ended_of, job.issuer, job.owner, since=job.asked_at)
-        deleted = partial(self._control.deleted_of, job.issuer, job.owner, since=job.asked_at)
+        """Whether no byte is held of what ended and is still remembered.
+
+        Not of what ended since the job was asked for alone: asked for anew, it has a later instant, and what
+        it ended before that may have left bytes too.
+        """
+        ended = partial(self._control.ended_of, job.issuer, job.owner, since=0.0)
+        deleted = partial(self._control.deleted_of, job.issuer, job.owner, since=0.0)
         whole = True
         async for upload in _pages(ended):
             whole &= await self._removed(partial(self._storage.discard, upload.id, finished=True))

@@ -54,13 +54,13 @@ class Feed:
         """What is there now, and the cursor behind all that was looked at."""
         page: list[EventInfo] = []
         for _ in range(_BATCHES):
-            found = await self._metadata.events(after=after, limit=min(_BATCH, limit))
+            found = await self._metadata.events(after=after, limit=_BATCH)
             for seq, event in found:
                 after = seq
                 if event.issuer == issuer:
                     page.append(EventInfo.model_validate(payload_of(event)))
                 if len(page) == limit:
                     return page, after
-            if len(found) < min(_BATCH, limit):
+            if len(found) < _BATCH:
                 break
         return page, after

@@ -26,7 +26,7 @@ from service.model import Block, ConcatKind, File, Manifest, Part, State, Upload
 from service.protocol.decide import length_problem
 from service.protocol.intents import Policy
 from service.protocol.media import content_allowed
-from service.protocol.problems import Problem
+from service.protocol.problems import Problem, Refusal
 from service.scanning import Scanning, ScanPostponed
 from service.sniffing import SNIFF_BYTES, sniff
 from service.storage.base import Storage, StorageShort, Stored
@@ -96,16 +96,30 @@ class Finisher:
         file, problem = await self._file(upload, stored, manifest, head)
         if problem is not None:
             return await self.fail(upload, problem, epoch=lease.epoch)
+        # first, because it costs nothing: while a backend is down no file is scanned again and again
+        refused = await self._refused(upload, lease, file)
+        if refused is not None:
+            return refused
         if self._scanning is not None:
             return await self._scan(self._scanning, upload, lease, file, stored)
-        return await self._publish_allowed(upload, lease, file)
-
-    async def _publish_allowed(self, upload: Upload, lease: Lease, file: File) -> Upload:
-        """The upload, `ready` if the backend does not mind, else `failed`. Raises Refusal: hook-unavailable."""
-        problem = await self._hooks.before_file(file, upload)
-        if problem is not None:
-            return await self.fail(upload, problem, epoch=lease.epoch)
         return await self._publish(upload, lease, file)
+
+    async def _refused(self, upload: Upload, lease: Lease, file: File) -> Upload | None:
+        """The upload, `failed` because the backend does not want its file; None: it does not mind.
+
+        A backend that has not answered for as long as an upload may lie idle is asked no more.
+
+        Raises:
+            Refusal: hook-unavailable, worth a retry.
+        """
+        try:
+            problem = await self._hooks.before_file(file, upload)
+        except Refusal:
+            if self._clock.now() < upload.expires_at:
+                raise
+            problem = Problem("hook-refused", "the backend did not answer in time; create a new upload")
+            return await self.fail(upload, problem, epoch=lease.epoch, free_link=True)
+        return None if problem is None else await self.fail(upload, problem, epoch=lease.epoch)
 
     async def _scan(self, scanning: Scanning, upload: Upload, lease: Lease, file: File, stored: Stored) -> Upload:
         """The upload, `ready` if the file may be had, else `failed`; an infected file is held all the same.
@@ -124,7 +138,7 @@ class Finisher:
             return await self.fail(upload, problem, epoch=lease.epoch, free_link=True)
         file = replace(file, verdict=scanned.verdict)
         if scanned.problem is None:
-            return await self._publish_allowed(upload, lease, file)
+            return await self._publish(upload, lease, file)
         if scanned.signature is None:
             return await self.fail(upload, scanned.problem, epoch=lease.epoch)
         return await self._quarantine(upload, lease, file, scanned.problem, scanned.signature)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from service.clock import Clock
 from service.metadata.base import MetadataStore
-from service.model import File, FileId, Upload, UploadId
+from service.model import File, FileId, Upload, UploadId, Verdict
 from service.protocol.problems import Refusal, refuse
 
 
@@ -15,11 +15,12 @@ class Found:
         self._metadata = metadata
         self._clock = clock
 
-    async def file(self, issuer: str, file_id: FileId) -> File:
-        """The file, which can be fetched.
+    async def file(self, issuer: str, file_id: FileId, *, infected: bool = False) -> File:
+        """The file, which can be fetched; or, if `infected`, one that nobody gets as well.
 
         Raises:
-            Refusal: not-found; gone: deleted, past its time, or its upload made none; not-ready, worth a retry.
+            Refusal: not-found; gone: deleted, past its time, or its upload made none; not-ready, worth a retry;
+                infected.
         """
         file, upload = await self.either(issuer, file_id)
         if file is None:
@@ -28,13 +29,15 @@ class Found:
             raise self._gone()
         if file.deleted_at is not None or (file.expires_at is not None and file.expires_at <= self._clock.now()):
             raise self._gone()
+        if file.verdict is Verdict.INFECTED and not infected:
+            raise refuse("infected", "A virus was found in the file, so nobody gets it.")
         return file
 
     async def promised(self, issuer: str, file_id: FileId) -> tuple[int, str | None]:
         """The size and the owner of the file, or of the one that is being uploaded.
 
         Raises:
-            Refusal: not-found, gone.
+            Refusal: not-found, gone, infected.
         """
         file, upload = await self.either(issuer, file_id)
         if file is None and upload is not None and upload.state.live and not upload.complete:

@@ -86,8 +86,7 @@ class Gate:
             verified = await self._verified(verify)
             if not verified.expired:
                 self._remember(token, None, verified)
-        terms = verified.terms
-        await self._refuse_revoked(verified, terms.issuer, jti=terms.jti, owner=terms.owner, file_id=terms.file_id)
+        await self.unrevoked(verified)
         self._metrics.token_verified("expired" if verified.expired else "ok", kid=verified.kid)
         return verified
 
@@ -103,9 +102,7 @@ class Gate:
                 partial(verify_download, token or "", file_id=file_id, max_life_seconds=self._download_life_seconds)
             )
             self._remember(token, file_id, verified)
-        await self._refuse_revoked(
-            verified, verified.issuer, jti=verified.jti, owner=verified.owner, file_id=verified.file_id
-        )
+        await self.unrevoked(verified)
         self._metrics.token_verified("ok", kid=verified.kid)
         return verified
 
@@ -121,6 +118,20 @@ class Gate:
         await self._refuse_revoked(verified, verified.issuer, jti=verified.jti, owner=None, file_id=None)
         self._metrics.token_verified("ok", kid=verified.kid)
         return verified
+
+    async def unrevoked(self, verified: VerifiedUpload | VerifiedDownload) -> None:
+        """What was waited for since the link was verified may have taken longer than a revocation does to be known.
+
+        Raises:
+            Refusal: bad-link.
+        """
+        if isinstance(verified, VerifiedUpload):
+            terms = verified.terms
+            await self._refuse_revoked(verified, terms.issuer, jti=terms.jti, owner=terms.owner, file_id=terms.file_id)
+        else:
+            await self._refuse_revoked(
+                verified, verified.issuer, jti=verified.jti, owner=verified.owner, file_id=verified.file_id
+            )
 
     async def _refuse_revoked(
         self, verified: T, issuer: str, *, jti: str | None, owner: str | None, file_id: FileId | None

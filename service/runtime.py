@@ -211,8 +211,9 @@ async def running(
         process = share.process if share else new_process()
         leases, duties = Leases(metadata, clock, metrics, process), Duties(metadata, clock, process)
         tasks = Tasks()
+        gate = _gate(settings, keys, revocations, clock, metrics)
         side = make_upload_side(
-            Ground(metadata, storage, policy, clock, metrics, events, changes, leases, tasks),
+            Ground(metadata, storage, policy, clock, metrics, events, changes, leases, tasks, gate.unrevoked),
             make_hooks(settings, clock, metrics, stack),
             make_scanning(settings, storage, clock, metrics),
             inner.salvage if isinstance(inner, FilesystemStorage) else None,
@@ -225,7 +226,7 @@ async def running(
         context = Context(
             uploads=side.uploads,
             downloads=downloads,
-            gate=_gate(settings, keys, revocations, clock, metrics),
+            gate=gate,
             bodies=bodies,
             origin=Origin(settings.public_url, settings.trusted_proxies),
             discovery=discovery(policy.max_size),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from service.at_once import AtOnce
@@ -13,6 +14,7 @@ from service.files import Files
 from service.finishing import Finisher
 from service.hooks import Hooks
 from service.leases import Leases
+from service.links import VerifiedUpload
 from service.lookup import Lookup
 from service.metadata.sql import SqlMetadata
 from service.metrics import Metrics
@@ -40,6 +42,8 @@ class Ground:
     changes: Changes
     leases: Leases
     tasks: Tasks
+    #: refuses a link that was revoked since it was verified
+    unrevoked: Callable[[VerifiedUpload], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ def make_upload_side(ground: Ground, hooks: Hooks, scanning: Scanning | None, sa
         events=events,
         tasks=ground.tasks,
         changed=changed,
+        unrevoked=ground.unrevoked,
     )
     claiming = Claiming(
         metadata=metadata,
@@ -98,6 +103,7 @@ def make_upload_side(ground: Ground, hooks: Hooks, scanning: Scanning | None, sa
         clock=clock,
         events=events,
         hooks=hooks,
+        unrevoked=ground.unrevoked,
     )
     uploads = Uploads(
         metadata=metadata,

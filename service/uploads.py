@@ -173,8 +173,11 @@ class Uploads:
         upload = outcome.upload
         if not self._scans or upload.state is not State.FINISHING or upload.pending_final or outcome.problem:
             return outcome
-        task = self._tasks.spawn(self._settling.settle_quietly(upload.id))
+        task = self._tasks.spawn(self._settling.settle(upload.id))
         await asyncio.wait({task}, timeout=SCAN_PATIENCE_SECONDS)
+        if task.done() and isinstance(error := task.exception(), Refusal):
+            # a hook that does not answer, or another request at the upload
+            return replace(outcome, problem=error.problem)
         upload = await self._lookup.upload(upload.id)
         self._raise_if_refused(upload)
         refuse_ended(upload, self._clock.now())

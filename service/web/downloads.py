@@ -98,7 +98,10 @@ async def _found(request: web.Request, context: Context) -> tuple[VerifiedDownlo
     def find(seconds: float) -> Awaitable[File]:
         return context.downloads.find(file_id, wait_seconds=seconds)
 
-    return link, await context.waiting.ask(request, find, stopping=lambda: context.bodies.draining)
+    file = await context.waiting.ask(request, find, stopping=lambda: context.bodies.draining)
+    # it may have been waited for
+    await context.gate.unrevoked(link)
+    return link, file
 
 
 def _plan(request: web.Request, file: File, headers: dict[str, str]) -> ranges.ReadPlan:

@@ -89,6 +89,7 @@ async def test_others_events_are_passed_over_and_the_cursor_goes_on(
 ) -> None:
     """A reader with few events among many of others gets its own, and is not sent back to the start."""
     monkeypatch.setattr(feed, "_BATCHES", 2)
+    monkeypatch.setattr(feed, "_BATCH", 2)
     backend, theirs = Backend(here), await other_backend(here)
     for _ in range(5):
         await theirs.store()

@@ -155,6 +155,7 @@ async def test_what_is_told_of_a_file(here: Site) -> None:
     del file["digests"], file["created_at"]
     assert file == {
         "file_id": made["file_id"], "upload_id": put.json["upload_id"], "state": "ready", "size": 108,
+        "verdict": "unscanned",
         "type": "image/png", "sniffed_type": "image/png", "filename": "a.png", "owner": "u1", "refs": ["r"],
         "ref_count": 1, "expires_at": None,
     }  # fmt: skip

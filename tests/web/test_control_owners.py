@@ -11,6 +11,7 @@ import pytest
 
 from service import erasing
 from service.erasing import Erasing
+from service.metadata.control import Job
 from service.protocol.problems import refuse
 from service.settling import Settling
 from service.storage.base import StorageUnavailable
@@ -194,11 +195,18 @@ async def test_an_erasure_takes_everything_of_its_owner_and_nothing_else(here: S
     assert (await backend.create(5, owner="u1"))[0].status == 201
 
 
-async def test_an_erasure_that_was_asked_for_twice_is_one(here: Site) -> None:
+async def test_an_erasure_that_was_asked_for_twice_is_one(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job is the same while it is not done, and takes what there is at the second time too."""
-    backend = Backend(here)
+    backend, erase, go = Backend(here), Erasing._erase, asyncio.Event()
+
+    async def held(self: Erasing, job: Job, *, again: bool) -> None:
+        await go.wait()
+        await erase(self, job, again=again)
+
+    monkeypatch.setattr(Erasing, "_erase", held)
     first = (await backend.call("DELETE", "/owners/u1")).json
     assert (await backend.call("DELETE", "/owners/u1")).json["job_id"] == first["job_id"]
+    go.set()
     await job_done(backend, first["job_id"])
     assert (await backend.call("DELETE", "/owners/u1")).json["job_id"] != first["job_id"]
     assert (await backend.call("GET", "/jobs/j_x")).slug == "not-found"

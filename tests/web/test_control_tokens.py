@@ -69,6 +69,7 @@ async def test_an_issuer_sees_its_own_and_nothing_else(here: Site) -> None:
     file_id = (await ours.store(owner="u1", ref="r"))["file_id"]
     upload = (await ours.create(owner="u1"))[0].headers["Location"].rpartition("/")[2]
     job = (await ours.call("DELETE", "/owners/nobody")).json["job_id"]
+    await here.service.tasks.drain()
     before = traces(here)
     for method, path in (
         ("GET", f"/files/{file_id}"),
