@@ -11,7 +11,7 @@ import pytest
 import structlog
 from aiohttp import web_app
 
-from service import logs, room
+from service import at_once, logs, room
 from tests.web.harness import FakeClock, Site, site
 from tests.web.sweeps import succeeded
 from tests.web.under_way import SteppedClock, until
@@ -52,6 +52,12 @@ async def later(tmp_path: Path) -> AsyncIterator[Site]:
 def _room_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that fills the disk means at once."""
     monkeypatch.setattr(room, "_KNOWN_SECONDS", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _marks_go_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test waits for them after each small file."""
+    monkeypatch.setattr(at_once, "_MARKS_SECONDS", 0.0)
 
 
 @pytest.fixture

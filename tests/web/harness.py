@@ -162,9 +162,21 @@ class Site:
         if body is not None:
             await line.send(chunk(body, trailers) if chunked else body)
         try:
-            return await line.answer(head=method == "HEAD")
+            answer = await line.answer(head=method == "HEAD")
         finally:
             await line.close()
+        if answer.status == 201 and "Attachd-File-Id" in answer.headers:
+            await self._unmarked(path_of(answer.headers["Location"]))
+        return answer
+
+    async def _unmarked(self, path: str) -> None:
+        """The mark of a small file is gone, or stays: what is on the disk does not change by itself any more."""
+        upload_id = self.upload_id(path)
+        mark = self.service.settings.data / "uploads" / upload_id[2:4] / f"{upload_id}.e0"
+        for _ in range(100):
+            if not mark.exists():
+                return
+            await asyncio.sleep(0.005)
 
     def token(self, **claims: Any) -> str:
         """An upload token; `max` 1 GiB, an hour, single use, unless told otherwise."""
