@@ -487,8 +487,13 @@ async def test_the_backlog_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         def gauge(name: str) -> Any:
             return here.service.metrics.registry.get_sample_value(f"attachd_outbox_{name}", {"endpoint": "chat"})
 
+        def failed() -> float:
+            sample = here.service.metrics.registry.get_sample_value
+            labels = ({"endpoint": "chat", "result": result} for result in RESULTS if result != "ok")
+            return sum(sample("attachd_webhook_deliveries_total", each) or 0 for each in labels)
+
         await here.upload(b"hello")
-        await until(lambda: gauge("pending") == 2)
+        await until(lambda: gauge("pending") == 2 and failed() == 1)
         skip(here, 2)
         await until(lambda: (gauge("oldest_seconds") or 0) >= 2)
         chat.reply = lambda _: 204
