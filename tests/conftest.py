@@ -25,10 +25,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 #: how to tell that a component is there
 COMPONENTS: Final[dict[str, Callable[[], bool]]] = {
+    "caddy": lambda: shutil.which("caddy") is not None,
     "clamd": has_clamd,
+    "haproxy": lambda: shutil.which("haproxy") is not None,
     "node": lambda: shutil.which("node") is not None,
     "nginx": lambda: shutil.which("nginx") is not None,
     "s3": lambda: find_versitygw() is not None,
+    "systemd": lambda: shutil.which("systemd-analyze") is not None,
 }
 
 
