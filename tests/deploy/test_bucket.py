@@ -6,8 +6,8 @@ import json
 import re
 from typing import Any, Final
 
-from service.settings import load
 from service.setting_types import DAY
+from service.settings import load
 from tests.deploy.proxies import DEPLOY
 from tests.e2e.process import ROOT
 
