@@ -63,7 +63,7 @@ def test_the_unit_finds_what_the_lines_make() -> None:
     """User, program and settings of the unit are those that are installed."""
     user = lines("useradd")[0][-1]
     assert f"User={user}\nGroup={user}\n" in UNIT
-    place = lines("python3")[0][-1]
+    place = lines("/usr/bin/python3")[0][-1]
     settings = next(line[-1] for line in lines("install") if line[-1].startswith("/etc/attachd/"))
     assert f"ExecStart={place}/bin/attachd --config {settings} serve\n" in UNIT
     assert [f"{place}/bin/pip", "install", "."] in LINES
