@@ -23,12 +23,23 @@ settings.register_profile("default", deadline=None, suppress_health_check=[Healt
 settings.register_profile("quick", settings.get_profile("default"), max_examples=20)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+
+def helm_path() -> str | None:
+    """The program's path: on the PATH, else where `.ci/run` puts what it builds."""
+    built = Path(__file__).resolve().parents[1] / ".cache" / "bin"
+    return shutil.which("helm") or shutil.which("helm", path=built)
+
+
 #: how to tell that a component is there
 COMPONENTS: Final[dict[str, Callable[[], bool]]] = {
+    "caddy": lambda: shutil.which("caddy") is not None,
     "clamd": has_clamd,
+    "haproxy": lambda: shutil.which("haproxy") is not None,
+    "helm": lambda: helm_path() is not None,
     "node": lambda: shutil.which("node") is not None,
     "nginx": lambda: shutil.which("nginx") is not None,
     "s3": lambda: find_versitygw() is not None,
+    "systemd": lambda: shutil.which("systemd-analyze") is not None,
 }
 
 

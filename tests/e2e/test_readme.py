@@ -356,8 +356,7 @@ def test_every_block_is_run_or_known() -> None:
     blocks = {(kind, name) for page in (README, CLIENTS, CONTROL) for kind, name, _ in BLOCK.findall(page)}
     modules = {("python", "mint.py"), ("python", "tus.py"), ("js", "mint.mjs"), ("js", "tus.mjs"), ("js", "uppy.mjs")}
     assert blocks == modules | {("console", ""), ("sh", "docker")}
-    # the nginx recipe is run by test_nginx.py
-    assert [kind for kind, _, _ in BLOCK.findall(PROTOCOLS)] == ["nginx"]
+    assert BLOCK.findall(PROTOCOLS) == []
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(test_\w+)`", README))))
@@ -390,6 +389,7 @@ def test_a_setting_named_exists(name: str) -> None:
         "README.md",
         "docs/clients.md",
         "docs/control.md",
+        "docs/deploying.md",
         "docs/protocols.md",
         "docs/link-vectors.md",
         "docs/operating.md",

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from service.settings import load
+from tests.e2e.process import ServiceProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text()).splitlines()
@@ -52,3 +58,41 @@ def test_its_health_check_asks_the_operations_listener():
 def test_what_it_copies_is_in_the_build_context(name):
     """What the recipe copies is let through by .dockerignore."""
     assert f"!{name}" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+def _copy_context(target: Path) -> None:
+    """What the first stage copies, nothing else of the repository."""
+    for line in LINES:
+        if line.startswith("COPY ") and "--from" not in line:
+            *sources, _ = line.split()[1:]
+            for source in sources:
+                if (ROOT / source).is_dir():
+                    shutil.copytree(ROOT / source, target / source, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    shutil.copy(ROOT / source, target)
+
+
+class Installed(ServiceProcess):
+    """The service as the image has it: the installed package and its script, the repository out of reach."""
+
+    def __init__(self, directory: Path, place: Path) -> None:
+        super().__init__(directory, PYTHONPATH=str(place), PYTHONSAFEPATH="1")
+        self.command = [sys.executable, str(place / "bin" / "attachd"), "serve"]
+
+
+@pytest.mark.slow
+def test_what_it_installs_runs(tmp_path: Path):
+    """A package built from the copied files alone has all that it takes to start and to store a file."""
+    context, place = tmp_path / "src", tmp_path / "place"
+    context.mkdir()
+    _copy_context(context)
+    # the dependencies are those of the tests: what is to be seen is the package
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(place), "."]
+    subprocess.run(command, cwd=context, env=os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}, check=True)
+    with Installed(tmp_path, place) as service:
+        request = urllib.request.Request(service.mint_upload(max_size=5), method="PUT", data=b"hello")
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert answer.headers["Attachd-File-Id"]
+        whose = [sys.executable, "-c", "import service; print(service.__file__)"]
+        done = subprocess.run(whose, env=service.environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(str(place))
