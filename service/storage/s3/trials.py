@@ -59,7 +59,7 @@ _PUBLIC: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What one check found. `ok` None: it was skipped. `advice`: what to do, or to know where it is ok."""
+    """What one check found. `ok` None: it was skipped. `advice`: what to do; where it is ok, that is a warning."""
 
     name: str
     ok: bool | None
@@ -222,14 +222,14 @@ class Trials:
         except ClientError as error:
             if not about_checksum(error):
                 raise
-            return Check("checksum", True, f"a right CRC-32C is refused ({code_of(error)})", none)
+            return f"a right CRC-32C is refused ({code_of(error)}); {none}"
         try:
             self._write("wrong", self._small, ChecksumCRC32C=_crc(self._small[1:]))
         except ClientError as error:
             if not about_checksum(error):
                 raise
             return f"CRC-32C is checked ({code_of(error)} for a wrong one)"
-        return Check("checksum", True, "a wrong CRC-32C is not noticed", none)
+        return f"a wrong CRC-32C is not noticed; {none}"
 
     def multipart(self) -> str:
         key, multipart = self._begin("file")
