@@ -24,7 +24,7 @@ _DESCRIPTORS_EACH: Final = 2
 #: of a worker: listeners, database, keys, log, threads, operations
 _DESCRIPTORS_BESIDE: Final = 200
 #: resident bytes of a worker that does nothing, its shared pages counted once too often
-_WORKER_RESIDENT: Final = 90 * 2**20
+_WORKER_RESIDENT: Final = 75 * 2**20
 #: where the kernel tells what a container may use: cgroup 2, cgroup 1
 _MEMORY_LIMITS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
