@@ -246,7 +246,8 @@ def _passage(settings: Settings) -> Iterator[Check]:
     except KeySetError:
         yield Check(passage.SIZE, None, "no key here signs links, so no upload can be sent")
         return
-    yield from Passage(settings.public_url, key, settings.max_size).checks()
+    life = min(passage.LINK_SECONDS, int(settings.max_upload_link_life))
+    yield from Passage(settings.public_url, key, settings.max_size, life).checks()
 
 
 def _serves(address: Address) -> bool:

@@ -37,7 +37,8 @@ PAUSE_SECONDS: Final = 6.0
 #: a refusal of what was announced comes at once
 _EARLY_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 20.0
-_LINK_SECONDS: Final = 300
+#: of a link, unless the settings want it shorter
+LINK_SECONDS: Final = 300
 _TUS: Final = {"Tus-Resumable": "1.0.0"}
 _PROBLEM: Final = "urn:attachd:problem:"
 
@@ -62,11 +63,13 @@ class Passage:
         url: what links begin with and are for, without a slash at the end.
         key: signs the link.
         max_size: the most bytes of an upload.
+        link_seconds: how long the link may live.
     """
 
     url: str
     key: Key
     max_size: int
+    link_seconds: int = LINK_SECONDS
 
     def checks(self) -> Iterator[Check]:
         """One Check after the other; blocks for the pause and the calls."""
@@ -81,6 +84,10 @@ class Passage:
             return
         try:
             yield from self._watched(address)
+        except OSError as error:
+            yield Check(
+                STREAM, False, f"the connection failed: {_words(error)}", "run doctor again; see the proxy's log"
+            )
         finally:
             gone = self._removed(address)
         if not gone:
@@ -140,7 +147,7 @@ class Passage:
             audience=self.url,
             jti=secrets.token_urlsafe(16),
             now=time.time(),
-            expires_in=_LINK_SECONDS,
+            expires_in=self.link_seconds,
             max_size=self.max_size,
             meta={"attachd": "doctor"},
         )
