@@ -10,10 +10,15 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from service.cli import cli
 from service.commands import passage
@@ -38,7 +43,7 @@ def nginx(folder: Path, port: int, upstream: int, **lines: str) -> Iterator[None
     conf.write_text(
         f"daemon off; {user} pid {folder}/pid; error_log {folder}/error.log; events {{}}\n"
         f"http {{ access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;\n"
-        f"server {{ listen 127.0.0.1:{port}; {server}\n"
+        f"server {{ listen 127.0.0.1:{port}{' ssl' if 'ssl_certificate' in lines else ''}; {server}\n"
         f"location / {{ proxy_pass http://127.0.0.1:{upstream}; }} }} }}\n"
     )
     process = subprocess.Popen(["nginx", "-c", str(conf), "-e", f"{folder}/error.log"])
@@ -99,6 +104,41 @@ def test_k2_doctor_names_the_setting_of_the_proxy_that_is_at_fault(
             assert advice in todo
         assert code == (1 if failed else 0)
         assert uploads(service) == ["terminated"]
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """One for 127.0.0.1 that signs itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / "cert.pem", folder / "key.pem"
+    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    kinds = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, *kinds))
+    return paths
+
+
+def test_tls_is_no_hindrance_and_a_wrong_certificate_is_told(tmp_path: Path) -> None:
+    """Through TLS the same is seen; a certificate that nobody vouches for fails as clients would see it."""
+    require("nginx")
+    port, (cert, key) = free_port(), certificate(tmp_path)
+    tls = {"ssl_certificate": str(cert), "ssl_certificate_key": str(key), "client_max_body_size": "1m"}
+    settings = {"ATTACHD_PUBLIC_URL": f"https://127.0.0.1:{port}"}
+    with ServiceProcess(tmp_path, **settings) as service, nginx(tmp_path, port, service.port, **tls):
+        code, said = said_of(service, SSL_CERT_FILE=str(cert))
+        assert code == 1
+        assert [line.split()[0] for line in said.values()] == ["FAILED", "ok", "ok"]
+        assert "413" in said[passage.SIZE]
+        code, said = said_of(service, SSL_CERT_FILE="/dev/null")
+        assert (code, list(said)) == (1, [passage.SIZE])
+        assert "certificate" in said[passage.SIZE].lower()
 
 
 def test_a_proxy_without_a_service_behind_it_is_told(tmp_path: Path) -> None:
