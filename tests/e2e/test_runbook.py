@@ -190,6 +190,8 @@ def test_what_the_runbook_names_is_there() -> None:
     families = {family.name for family in Metrics("0").registry.collect()}
     metrics = {name.removesuffix("_total") for name in re.findall(r"attachd_[a-z_]+[a-z]", RUNBOOK)}
     assert metrics - families == set()
+    for target in re.findall(r"\]\(([^)#:]+)\)", RUNBOOK):
+        assert (ROOT / "deploy" / target).exists(), target
     named = set(re.findall(r"ATTACHD_[A-Z0-9_]+", RUNBOOK))
     assert named <= {*map(env_name, Settings.model_fields), "ATTACHD_CONFIG"}
     help_text = subprocess.run(

@@ -211,7 +211,7 @@ class Trials:
             raise Wrong(f"bytes 5 to 9 were asked for; {status} with {len(body)} bytes came", OTHER_STORE)
         return "206, the bytes asked for"
 
-    def checksum(self) -> str | Check:
+    def checksum(self) -> str:
         """Whether a CRC-32C that comes with a body is checked (lesson K3). If not, attachd does without."""
         none = "attachd sends none then: TLS or the signature protects what is on its way"
         try:
@@ -292,7 +292,7 @@ class Trials:
             raise Wrong("an open multipart upload is not listed by its key", OTHER_STORE)
         return "unfinished multipart uploads are listed"
 
-    def presign(self) -> str | Check:
+    def presign(self) -> str:
         """As a client would: without credentials, and at the address that it will be given."""
         url = self._public.generate_presigned_url(
             "get_object",
@@ -322,7 +322,7 @@ class Trials:
             raise Wrong("no Content-Disposition comes with a presigned URL: files would open in the browser", _PROXY)
         if shown != _DISPOSITION:
             lost = "response-content-disposition is not honoured: files would be saved without their names and types"
-            return Check("presign", True, f"{host} serves a presigned URL; {lost}", _PROXY)
+            return f"{host} serves a presigned URL; {lost}; {_PROXY}"
         return f"{host} serves a presigned URL, with the name it is given"
 
     def delete(self) -> str:
