@@ -63,6 +63,8 @@ _Mode: TypeAlias = Literal["livesum", "livemax", "mostrecent"]
 #: what the files of a worker hold at most, many times over
 _FILE_BYTES: Final = {"counter": 2**18, "histogram": 2**20} | {f"gauge_{mode}": 2**14 for mode in get_args(_Mode)}
 _HEADER_BYTES: Final = 8
+#: what `reserve` takes for a worker
+WORKER_BYTES: Final = sum(_FILE_BYTES.values())
 
 OTHER: Final = "other"
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

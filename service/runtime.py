@@ -45,7 +45,15 @@ from service.settings import Settings
 from service.starting import naming
 from service.storage.filesystem import FilesystemStorage
 from service.storage.wrappers import MeteredStorage
-from service.stores import make_hooks, make_policy, make_scanning, make_storage, make_webhooks, storage_setting
+from service.stores import (
+    make_hooks,
+    make_policy,
+    make_scanning,
+    make_storage,
+    make_tracer,
+    make_webhooks,
+    storage_setting,
+)
 from service.tasks import Tasks
 from service.upload_wiring import Ground, make_upload_side
 from service.web.app import make_app
@@ -234,6 +242,7 @@ async def running(
             clock=clock,
             accel_prefix=settings.accel_prefix if settings.download_mode == "accel" else None,
             redirect=settings.download_mode == "redirect",
+            tracer=make_tracer(settings, stack),
         )
         control = make_control(
             settings, metadata, storage, keys, clock, changes, side.files, side.settling, revocations

@@ -176,6 +176,10 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least level that is logged."
     )
+    otlp_endpoint: Annotated[str | None, kinds.base_url()] = Field(
+        default=None,
+        description="Where traces go, by OTLP/HTTP: http://127.0.0.1:4318, say; with attachd[otel]. Unset: none.",
+    )
     clamd: Annotated[Address | None, kinds.server_address()] = Field(
         default=None, description="clamd, which looks through each file: HOST:PORT or unix:/PATH. Unset: none does."
     )

@@ -26,9 +26,10 @@ from service.protocol.intents import Policy
 from service.scanning import Scanning, ScanRules
 from service.setting_types import hide_secrets
 from service.settings import Settings
-from service.starting import naming
+from service.starting import CannotStart, naming
 from service.storage.base import Storage
 from service.storage.filesystem import FilesystemStorage
+from service.tracing import Tracer
 from service.web.buffers import BufferPool
 from service.webhooks import Webhooks
 
@@ -102,6 +103,20 @@ def make_storage(
 def make_webhooks(settings: Settings, clock: Clock, *, connections: int) -> Webhooks:
     """Who posts to the addresses of the settings, to be closed. Connections are made as they are needed."""
     return Webhooks(clock, agent=f"attachd/{__version__}", networks=settings.webhook_networks, connections=connections)
+
+
+def make_tracer(settings: Settings, stack: contextlib.AsyncExitStack) -> Tracer | None:
+    """What sends traces until the stack is left, if it is wanted. Raises CannotStart without its packages."""
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        # optional, and a tenth of a second of imports
+        from service.otlp import OtlpTracer  # noqa: PLC0415
+    except ImportError as error:
+        raise CannotStart(f"ATTACHD_OTLP_ENDPOINT: needs `pip install 'attachd[otel]'`: {error}") from error
+    tracer = OtlpTracer(settings.otlp_endpoint, __version__)
+    stack.push_async_callback(tracer.close)
+    return tracer
 
 
 def make_hooks(

@@ -18,6 +18,7 @@ from service.clock import Clock
 from service.metrics import Metrics, TransferOutcome
 from service.protocol.intents import Ending, Framing
 from service.protocol.problems import refuse
+from service.web.access import access_of
 from service.web.buffers import BufferPool
 from service.web.connection import drain
 from service.web.direct import DirectBody
@@ -215,6 +216,9 @@ class Bodies:
             if body.started and transfer:
                 outcome = "error" if failed else _OUTCOMES[body.ending]
                 self._metrics.transfer_ended("in", outcome, body.received, self._clock.monotonic() - began)
+                if outcome not in {"ok", "client_abort"}:
+                    # these two are seen by the status, and by who is still there to hear it
+                    access_of(request).outcome = outcome
 
     def _made(self, request: web.Request, framing: Framing) -> Gathering:
         connection = direct_of(request)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from service.gate import Gate
     from service.metrics import Metrics
     from service.protocol.intents import Discovery
+    from service.tracing import Tracer
     from service.uploads import Uploads
     from service.web.body import Bodies
     from service.web.origin import Origin
@@ -36,6 +37,8 @@ class Context:
     accel_prefix: str | None = None
     #: whether clients are sent to the store for the bytes
     redirect: bool = False
+    #: makes a span for each request; None: no traces
+    tracer: Tracer | None = None
     waiting: Waiting = field(default_factory=Waiting)
 
 

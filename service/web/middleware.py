@@ -16,6 +16,7 @@ from service.protocol.dispatch import TUS_VERSION, has_tus
 from service.protocol.problems import Problem, Refusal
 from service.receiving import storage_problem
 from service.storage.base import StorageError, StorageShort
+from service.tracing import Span
 from service.web.access import CLIENT_GONE, access_of, gone
 from service.web.context import CONTEXT
 from service.web.cors import Cors
@@ -41,6 +42,9 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     began = context.clock.monotonic()
     access, status = access_of(request), web.HTTPInternalServerError.status_code
     structlog.contextvars.bind_contextvars(request_id=request_id)
+    span = context.tracer.begin(request.method, _route(request), request.headers) if context.tracer else None
+    if span is not None:
+        structlog.contextvars.bind_contextvars(trace_id=span.trace_id)
     try:
         response = await _answered(request, handler)
         status = response.status
@@ -52,8 +56,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         access.outcome = access.outcome or "drained"
         raise
     finally:
-        _tell(request, status, context.clock.monotonic() - began)
-        structlog.contextvars.unbind_contextvars("request_id", "upload_id", "file_id")
+        _tell(request, status, context.clock.monotonic() - began, span)
+        structlog.contextvars.unbind_contextvars("request_id", "trace_id", "upload_id", "file_id")
     return response
 
 
@@ -72,7 +76,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     return response
 
 
-def _tell(request: web.Request, status: int, seconds: float) -> None:
+def _tell(request: web.Request, status: int, seconds: float, span: Span | None) -> None:
     context, access, route = request.app[CONTEXT], access_of(request), _route(request)
     if access.outcome is None and (gone(request) or broken(request)):
         access.outcome = "client_abort"
@@ -83,14 +87,15 @@ def _tell(request: web.Request, status: int, seconds: float) -> None:
     told = {
         "outcome": access.outcome,
         "reason": access.reason,
-        "detail": access.detail,
         "received": access.received,
         "sent": access.sent,
-        "upload_id": access.upload_id,
         "file_id": access.file_id,
         "kid": access.kid,
         "jti": access.jti,
     }
+    if span is not None:
+        span.end(status, {name: value for name, value in told.items() if value is not None})
+    told |= {"detail": access.detail, "upload_id": access.upload_id}
     log.info(
         "request_answered",
         method=request.method,

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from service.links import VerifiedUpload
 from service.metadata.base import MetadataError
-from service.model import ConcatKind, Protocol, UploadId, parse_upload_id
+from service.model import ConcatKind, Protocol, Upload, UploadId, parse_upload_id
 from service.protocol import put, tus
 from service.protocol.dispatch import (
     METHODS,
@@ -98,10 +98,8 @@ async def _verified(request: web.Request) -> VerifiedUpload:
 
 
 def _location(request: web.Request, outcome: Created) -> str:
-    access = access_of(request)
-    access.about_upload(outcome.upload.id)
-    if outcome.upload.complete and outcome.upload.concat_kind is not ConcatKind.PARTIAL:
-        access.about_file(outcome.upload.file_id)
+    access_of(request).about_upload(outcome.upload.id)
+    _tell_file(request, outcome.upload)
     return request.app[CONTEXT].origin.upload(request, outcome.upload.id)
 
 
@@ -171,6 +169,12 @@ async def status(request: web.Request, upload_id: UploadId) -> web.StreamRespons
     return respond(request, tus.render_status(found))
 
 
+def _tell_file(request: web.Request, upload: Upload) -> None:
+    """The line of the request that brought the last byte names the file."""
+    if upload.complete and upload.concat_kind is not ConcatKind.PARTIAL:
+        access_of(request).about_file(upload.file_id)
+
+
 async def append(request: web.Request, upload_id: UploadId) -> web.StreamResponse:
     """`PATCH`: the body at the offset."""
     context = request.app[CONTEXT]
@@ -182,6 +186,7 @@ async def append(request: web.Request, upload_id: UploadId) -> web.StreamRespons
     async with _body(request, intent.framing) as body:
         outcome = await context.uploads.append(intent, body)
     outcome = await context.uploads.settled(outcome)
+    _tell_file(request, outcome.upload)
     return respond(request, tus.render_appended(outcome))
 
 

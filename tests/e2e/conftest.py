@@ -1,4 +1,4 @@
-"""Fixtures of the end-to-end tests: the places that operator commands are tried on."""
+"""Fixtures of the end-to-end tests: the places that operator commands are tried on; a look at all logs at the end."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
+from tests.e2e.leaks import leaks
+from tests.e2e.process import LOGS
 from tests.e2e.upkeep import BucketPlace, DiskPlace, Place
 from tests.stores.fixtures import missing
 from tests.stores.servers import Store
 
 KINDS = ("disk", "moto", "versitygw")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_log_has_a_token() -> Iterator[None]:
+    """A6: whatever the tests of this run did, no service has logged a token or an upload's address."""
+    yield
+    assert leaks(LOGS) == []
 
 
 @pytest.fixture(params=KINDS)

@@ -41,6 +41,8 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 #: seconds in which a start or an orderly stop must be over
 START_LIMIT: Final = 30.0
 STOP_LIMIT: Final = 45.0
+#: what services of this run have logged to
+LOGS: Final[set[Path]] = set()
 
 
 class NotReady(AssertionError):
@@ -134,6 +136,7 @@ class ServiceProcess:
 
     def wait_ready(self, limit_seconds: float = START_LIMIT) -> None:
         """`/readyz` answered 200, or NotReady."""
+        LOGS.add(self.log_path)
         deadline = time.monotonic() + limit_seconds
         while time.monotonic() < deadline:
             if self._process is None or self._process.poll() is not None:

@@ -59,7 +59,7 @@ _PUBLIC: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What one check found. `ok` None: it was skipped. `advice`: what to do, or to know where it is ok."""
+    """What one check found. `ok` None: it was skipped. `advice`: what to do; where it is ok, that is a warning."""
 
     name: str
     ok: bool | None
@@ -211,7 +211,7 @@ class Trials:
             raise Wrong(f"bytes 5 to 9 were asked for; {status} with {len(body)} bytes came", OTHER_STORE)
         return "206, the bytes asked for"
 
-    def checksum(self) -> str | Check:
+    def checksum(self) -> str:
         """Whether a CRC-32C that comes with a body is checked (lesson K3). If not, attachd does without."""
         none = "attachd sends none then: TLS or the signature protects what is on its way"
         try:
@@ -222,14 +222,14 @@ class Trials:
         except ClientError as error:
             if not about_checksum(error):
                 raise
-            return Check("checksum", True, f"a right CRC-32C is refused ({code_of(error)})", none)
+            return f"a right CRC-32C is refused ({code_of(error)}); {none}"
         try:
             self._write("wrong", self._small, ChecksumCRC32C=_crc(self._small[1:]))
         except ClientError as error:
             if not about_checksum(error):
                 raise
             return f"CRC-32C is checked ({code_of(error)} for a wrong one)"
-        return Check("checksum", True, "a wrong CRC-32C is not noticed", none)
+        return f"a wrong CRC-32C is not noticed; {none}"
 
     def multipart(self) -> str:
         key, multipart = self._begin("file")
@@ -292,7 +292,7 @@ class Trials:
             raise Wrong("an open multipart upload is not listed by its key", OTHER_STORE)
         return "unfinished multipart uploads are listed"
 
-    def presign(self) -> str | Check:
+    def presign(self) -> str:
         """As a client would: without credentials, and at the address that it will be given."""
         url = self._public.generate_presigned_url(
             "get_object",
@@ -322,7 +322,7 @@ class Trials:
             raise Wrong("no Content-Disposition comes with a presigned URL: files would open in the browser", _PROXY)
         if shown != _DISPOSITION:
             lost = "response-content-disposition is not honoured: files would be saved without their names and types"
-            return Check("presign", True, f"{host} serves a presigned URL; {lost}", _PROXY)
+            return f"{host} serves a presigned URL; {lost}; {_PROXY}"
         return f"{host} serves a presigned URL, with the name it is given"
 
     def delete(self) -> str:
