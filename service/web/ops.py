@@ -24,6 +24,8 @@ log = structlog.get_logger(__name__)
 CHECK_SECONDS: Final = 2.0
 #: how old an answer may be, so that frequent probes do not become load
 CACHE_SECONDS: Final = 1.0
+#: how old the gauge of readiness may be
+LOOK_SECONDS: Final = 10.0
 
 
 class Readiness:
@@ -83,6 +85,19 @@ class Readiness:
 
 async def _run(check: Callable[[], Awaitable[None]]) -> None:
     await check()
+
+
+async def watch_readiness(
+    failed: Callable[[], Awaitable[Mapping[str, str]]], draining: Callable[[], bool], told: Callable[[bool], None]
+) -> None:
+    """A scrape finds what `/readyz` would say, without looking itself; until cancelled."""
+    while True:
+        try:
+            told(not draining() and not await failed())
+        except Exception:
+            log.exception("readiness_unknown")
+            told(False)
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 def make_ops_app(
