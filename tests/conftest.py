@@ -28,6 +28,7 @@ COMPONENTS: Final[dict[str, Callable[[], bool]]] = {
     "clamd": has_clamd,
     "node": lambda: shutil.which("node") is not None,
     "nginx": lambda: shutil.which("nginx") is not None,
+    "promtool": lambda: shutil.which("promtool") is not None,
     "s3": lambda: find_versitygw() is not None,
 }
 
