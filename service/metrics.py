@@ -194,7 +194,9 @@ class Metrics:
         )
         self._open = self._gauge("attachd_uploads_open", "Unfinished uploads; counted in the store.", "mostrecent")
         self._files = self._gauge("attachd_files", "Files; counted in the store.", "mostrecent")
-        self._stored = self._gauge("attachd_stored_bytes", "Bytes of files; counted in the store.", "mostrecent")
+        self._stored = self._gauge(
+            "attachd_stored_bytes", "Bytes of files and of unfinished uploads; counted in the store.", "mostrecent"
+        )
         _warm(self._created, protocols)
         _warm(self._finished, protocols)
         _warm(self._failed, protocols, KINDS)
