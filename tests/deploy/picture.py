@@ -222,12 +222,14 @@ def draw(url: str, counted: Counted, out: Path) -> None:
     from PIL import Image  # noqa: PLC0415
 
     panels = {panel["title"]: panel for panel in json.loads(DASHBOARD.read_text("utf-8"))["panels"]}
-    plt.style.use("dark_background")
+    plt.style.use(["dark_background", {"axes.prop_cycle": mpl.cycler(color=mpl.color_sequences["tab10"])}])
     figure, places = plt.subplots(4, 3, figsize=(15, 13), dpi=90, layout="constrained")
     start, end = counted.began - CALM_SECONDS, counted.ended + CALM_SECONDS
     for axes, title in zip(places.flat, SHOWN, strict=True):
         panel = panels[title]
         unit = panel["fieldConfig"]["defaults"]["unit"]
+        # so that the marks at the axis are round
+        scale = 2**20 if unit == "Bps" else 1
         for target in panel["targets"]:
             found = query(
                 url,
@@ -238,7 +240,7 @@ def draw(url: str, counted: Counted, out: Path) -> None:
                 step=str(SCRAPE_SECONDS),
             )
             for series in found:
-                points = [(float(at) - counted.began, float(value)) for at, value in series["values"]]
+                points = [(float(at) - counted.began, float(value) / scale) for at, value in series["values"]]
                 axes.plot(
                     *zip(*points, strict=True), label=legend(target["legendFormat"], series["metric"]), linewidth=1.3
                 )
@@ -262,7 +264,7 @@ def label(value: float, unit: str) -> str:
     """A number at an axis, as Grafana writes units."""
     match unit:
         case "Bps":
-            return f"{value / 2**20:.3g} MiB/s"
+            return f"{value:.3g} MiB/s"
         case "percentunit":
             return f"{100 * value:.3g} %"
         case "s":
