@@ -142,9 +142,9 @@ async def test_many_probes_are_one_look():
 
 
 async def test_m2_the_gauge_of_readiness_follows_what_readyz_would_say(monkeypatch):
-    """The gauge is 1 while all checks pass, 0 while one fails or cannot be told, and 1 again afterwards."""
+    """The gauge is 1 from the start, 0 while a check fails or cannot be told, and 1 again afterwards."""
     monkeypatch.setattr(ops, "LOOK_SECONDS", 0)
-    answers: list[dict[str, str] | Exception] = [{}, {"storage": "error"}, OSError("unexpected"), {}]
+    answers: list[dict[str, str] | Exception] = [{"storage": "error"}, OSError("unexpected"), {}]
     seen: list[bool] = []
 
     async def failed() -> dict[str, str]:
@@ -172,3 +172,18 @@ async def test_the_gauge_of_readiness_is_0_while_stopping():
         await asyncio.sleep(0)
     task.cancel()
     assert (seen, storage.looks) == ([False], 0)
+
+
+async def test_a_check_at_work_ends_before_the_service_does():
+    """What a check has opened is closed again: it is not cut off while it goes on."""
+    go_on, ended = asyncio.Event(), asyncio.Event()
+
+    async def check():
+        await go_on.wait()
+        ended.set()
+
+    readiness = Readiness({"storage": check}, check_seconds=0.01)
+    assert await readiness.failed() == {"storage": "timeout"}
+    asyncio.get_running_loop().call_soon(go_on.set)
+    await readiness.close()
+    assert ended.is_set()
