@@ -60,6 +60,15 @@ class Files:
         self._events = events
         self._changed = changed
 
+    @property
+    def backend(self) -> str:
+        """The name of the storage."""
+        return self._storage.name
+
+    async def free_bytes(self) -> int | None:
+        """What may still be stored; None: there is no end. Raises StorageError."""
+        return await self._storage.free_bytes()
+
     async def delete(self, file: File, *, expired_before: float | None = None) -> bool:
         """The file is gone for every link to it; its bytes go after the record says so.
 

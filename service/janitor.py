@@ -227,6 +227,11 @@ class Janitor:
 
     async def _settle_and_reclaim(self, duties: Duties | None) -> _Steps:
         steps = _Steps()
+        # here, because on a disk that hangs it hangs as well
+        with steps.attempt("free_bytes"):
+            free = await self._files.free_bytes()
+            if free is not None:
+                self._metrics.storage_free(self._files.backend, free)
         with steps.attempt("settle_finishing"):
             await self._settle(self._metadata.finishing_uploads, steps)
         with steps.attempt("settle_finals"):

@@ -23,13 +23,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from service.hashing import ALGORITHMS
+from service.keyset import KeyState
 from service.links import RESULTS, Result
 from service.model import Protocol
 from service.outward import RESULTS as DELIVERY_RESULTS
 from service.protocol.problems import KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from service.metadata.base import Totals
@@ -61,7 +62,7 @@ StorageOutcome: TypeAlias = Literal["ok", "full", "unavailable", "throttled", "s
 #: what the gauges of several processes are together: their sum or maximum, without the dead; or what was set last
 _Mode: TypeAlias = Literal["livesum", "livemax", "mostrecent"]
 #: what the files of a worker hold at most, many times over
-_FILE_BYTES: Final = {"counter": 2**18, "histogram": 2**20} | {f"gauge_{mode}": 2**14 for mode in get_args(_Mode)}
+_FILE_BYTES: Final = {"counter": 2**18, "histogram": 2**20} | {f"gauge_{mode}": 2**15 for mode in get_args(_Mode)}
 _HEADER_BYTES: Final = 8
 #: what `reserve` takes for a worker
 WORKER_BYTES: Final = sum(_FILE_BYTES.values())
@@ -195,7 +196,9 @@ class Metrics:
         )
         self._open = self._gauge("attachd_uploads_open", "Unfinished uploads; counted in the store.", "mostrecent")
         self._files = self._gauge("attachd_files", "Files; counted in the store.", "mostrecent")
-        self._stored = self._gauge("attachd_stored_bytes", "Bytes of files; counted in the store.", "mostrecent")
+        self._stored = self._gauge(
+            "attachd_stored_bytes", "Bytes of files and of unfinished uploads; counted in the store.", "mostrecent"
+        )
         _warm(self._created, protocols)
         _warm(self._finished, protocols)
         _warm(self._failed, protocols, KINDS)
@@ -238,6 +241,10 @@ class Metrics:
         self._checksums = self._counter(
             "attachd_checksum_verifications_total", "Clients' checksums held against bodies.", "algorithm", "result"
         )
+        self._keys = self._gauge(
+            "attachd_keys", "1 for each key of the set and the state that it is in.", "livemax", "kid", "state"
+        )
+        self._key_states: dict[str, KeyState] = {}
         _warm(self._verifications, RESULTS)
         _warm(self._checksums, ALGORITHMS, get_args(ChecksumResult))
 
@@ -259,6 +266,16 @@ class Metrics:
         if kid is not None:
             self._key_tokens.labels(kid).inc()
 
+    def keys(self, states: Mapping[str, KeyState]) -> None:
+        """These keys are in the set, by kid, and no others."""
+        if states == self._key_states:
+            return
+        for kid, state in self._key_states.items():
+            self._keys.labels(kid, state).set(0)
+        for kid, state in states.items():
+            self._keys.labels(kid, state).set(1)
+        self._key_states = dict(states)
+
     def checksum_verified(self, algorithm: str, result: ChecksumResult) -> None:
         """A client's checksum was held against the body."""
         self._checksums.labels(algorithm if algorithm in ALGORITHMS else OTHER, result).inc()
@@ -272,6 +289,10 @@ class Metrics:
         self._storage_seconds = self._histogram(
             "attachd_storage_request_duration_seconds", "Time inside storage.", _WAIT_SECONDS,
             "backend", "operation", "outcome",
+        )  # fmt: skip
+        self._free = self._gauge(
+            "attachd_storage_free_bytes", "Room left, less the reserve; absent where the storage has no end.",
+            "mostrecent", "backend",
         )  # fmt: skip
         self._buffers = self._gauge("attachd_buffer_bytes", "Memory held for request bodies.", "livesum")
         self._buffer_limit = self._gauge("attachd_buffer_limit_bytes", "The most it may be.", "livesum")
@@ -306,6 +327,10 @@ class Metrics:
         """One call to storage ended."""
         self._storage.labels(backend, operation, outcome).inc()
         self._storage_seconds.labels(backend, operation, outcome).observe(seconds)
+
+    def storage_free(self, backend: str, size: int) -> None:
+        """So many bytes may still be stored."""
+        self._free.labels(backend).set(size)
 
     def buffers(self, size: int) -> None:
         """So many bytes of buffers are held now."""
@@ -387,6 +412,12 @@ class Metrics:
         return _Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
 
+def ready_in(registry: CollectorRegistry) -> Callable[[bool], None]:
+    """The registry shows whether the service is ready, as last told."""
+    gauge = Gauge("attachd_ready", "1 if /readyz was 200 at the last look, seconds ago.", registry=registry)
+    return gauge.set
+
+
 def _warm(instrument: Counter | Gauge | Histogram, *values: Iterable[str]) -> None:
     for labels in product(*values):
         instrument.labels(*labels)
@@ -432,6 +463,7 @@ class Summed:
         self._deaths = Counter(
             "attachd_worker_deaths", "Worker processes that ended unasked and were replaced.", registry=self._registry
         )
+        self.ready = ready_in(self._registry)
         MultiProcessCollector(self._registry, str(directory))  # type: ignore[no-untyped-call]
 
     def workers(self, count: int) -> None:

@@ -37,7 +37,7 @@ from service.leases import Leases
 from service.listening import Listener
 from service.metadata.base import SchemaMismatch
 from service.metadata.sql import BUSY_SECONDS, CHECK_SECONDS, SqlMetadata
-from service.metrics import Metrics
+from service.metrics import Metrics, ready_in
 from service.protocol.tus import discovery
 from service.revocations import Revocations
 from service.setting_types import Address, hide_secrets
@@ -60,7 +60,7 @@ from service.web.app import make_app
 from service.web.body import Bodies
 from service.web.context import Context
 from service.web.cors import Cors
-from service.web.ops import Readiness, make_ops_app
+from service.web.ops import Readiness, make_ops_app, watch_readiness
 from service.web.origin import Origin
 from service.web.pace import PaceRules
 
@@ -264,7 +264,7 @@ async def running(
             janitor.run(settings.sweep_interval, duties),
             *([side.rechecker.run()] if side.rechecker is not None else []),
             *([delivery.run(duties)] if delivery is not None else []),
-            _watch_keys(keys),
+            _watch_keys(keys, metrics),
             _watch_loop(metrics, buffered),
         ):
             task = asyncio.create_task(work)
@@ -278,6 +278,8 @@ async def running(
             ops = make_ops_app(metrics.render, readiness.failed, lambda: bodies.draining)
             stack.push_async_callback(claim.operations.end)
             await claim.operations.serve(ops)
+            watch = watch_readiness(readiness.failed, lambda: bodies.draining, ready_in(metrics.registry))
+            stack.push_async_callback(_ended, asyncio.create_task(watch))
             await asyncio.to_thread(claim.directory.serves)
         yield Service(
             context=context,
@@ -423,8 +425,9 @@ async def _keys(settings: Settings, *, logs: bool) -> KeyFile:
     return keys
 
 
-async def _watch_keys(keys: KeyFile) -> None:
+async def _watch_keys(keys: KeyFile, metrics: Metrics) -> None:
     while True:
+        metrics.keys({key.kid: key.state for key in keys.keys().keys})
         await asyncio.sleep(_KEYS_LOOK_SECONDS)
         await asyncio.to_thread(keys.current)
 

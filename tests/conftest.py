@@ -38,6 +38,7 @@ COMPONENTS: Final[dict[str, Callable[[], bool]]] = {
     "helm": lambda: helm_path() is not None,
     "node": lambda: shutil.which("node") is not None,
     "nginx": lambda: shutil.which("nginx") is not None,
+    "promtool": lambda: shutil.which("promtool") is not None,
     "s3": lambda: find_versitygw() is not None,
     "systemd": lambda: shutil.which("systemd-analyze") is not None,
 }

@@ -24,6 +24,10 @@ log = structlog.get_logger(__name__)
 CHECK_SECONDS: Final = 2.0
 #: how old an answer may be, so that frequent probes do not become load
 CACHE_SECONDS: Final = 1.0
+#: how long a check may run on when the service has stopped: cut off, it would leave a file open
+_CLOSE_SECONDS: Final = 0.2
+#: how old the gauge of readiness may be
+LOOK_SECONDS: Final = 10.0
 
 
 class Readiness:
@@ -75,7 +79,9 @@ class Readiness:
         return failed
 
     async def close(self) -> None:
-        """No check runs any more."""
+        """No check runs any more; one that is at work may end, one that hangs is left."""
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=_CLOSE_SECONDS)
         for check in self._running.values():
             check.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
@@ -83,6 +89,22 @@ class Readiness:
 
 async def _run(check: Callable[[], Awaitable[None]]) -> None:
     await check()
+
+
+async def watch_readiness(
+    failed: Callable[[], Awaitable[Mapping[str, str]]], draining: Callable[[], bool], told: Callable[[bool], None]
+) -> None:
+    """A scrape finds what `/readyz` would say, without looking itself; until cancelled."""
+    # all that is needed was in use a moment ago, for the start
+    ready = True
+    while True:
+        told(ready and not draining())
+        await asyncio.sleep(LOOK_SECONDS)
+        try:
+            ready = not draining() and not await failed()
+        except Exception:
+            log.exception("readiness_unknown")
+            ready = False
 
 
 def make_ops_app(

@@ -27,7 +27,7 @@ from service import __version__, metrics
 from service.runtime import Claim, claimed, new_process
 from service.settings import Settings
 from service.starting import CannotStart, naming, words
-from service.web.ops import CHECK_SECONDS, make_ops_app
+from service.web.ops import CHECK_SECONDS, make_ops_app, watch_readiness
 from service.workers.channel import Channel
 from service.workers.counting import counting_in
 from service.workers.ending import FORCED_SECONDS, ONE_SIGNAL_SECONDS, Start, end_by, on_signals, succeeded
@@ -110,6 +110,8 @@ async def serve(
             await claim.operations.serve(
                 make_ops_app(supervisor.summed.render, supervisor.failed, start.stopped.is_set)
             )
+            watch = watch_readiness(supervisor.failed, start.stopped.is_set, supervisor.summed.ready)
+            stack.callback(asyncio.create_task(watch).cancel)
             await asyncio.to_thread(claim.directory.serves)
             listen, ops = str(claim.public.address), str(claim.operations.address)
             log.info("service_started", version=__version__, listen=listen, ops=ops, workers=count)

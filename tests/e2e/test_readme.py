@@ -392,6 +392,7 @@ def test_a_setting_named_exists(name: str) -> None:
         "docs/deploying.md",
         "docs/protocols.md",
         "docs/link-vectors.md",
+        "docs/metrics.md",
         "docs/operating.md",
         "docs/s3.md",
     ],

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.keyset import KeyState
 from service.metadata.base import Totals
 from service.metrics import MOST_ROUTES, Metrics, Summed, forget_gauges, reserve
 from service.model import Protocol, UploadId
@@ -43,6 +44,7 @@ CONTRACT = {
     "attachd_hashed_bytes_total": {"algorithm"},
     "attachd_storage_requests_total": {"backend", "operation", "outcome"},
     "attachd_storage_request_duration_seconds": {"backend", "operation", "outcome"},
+    "attachd_storage_free_bytes": {"backend"},
     "attachd_buffer_bytes": set(),
     "attachd_buffer_limit_bytes": set(),
     "attachd_event_loop_lag_seconds": set(),
@@ -50,6 +52,7 @@ CONTRACT = {
     "attachd_lock_wait_seconds": set(),
     "attachd_token_verifications_total": {"result"},
     "attachd_key_tokens_total": {"kid"},
+    "attachd_keys": {"kid", "state"},
     "attachd_gc_reclaimed_bytes_total": set(),
     "attachd_gc_last_success_timestamp_seconds": set(),
     "attachd_multipart_orphans": set(),
@@ -78,6 +81,8 @@ def used() -> Metrics:
     metrics.http_request("/files", "POST", 201, 0.1)
     metrics.token_verified("ok", kid="k1")
     metrics.storage_request("filesystem", "write", "ok", 0.1)
+    metrics.keys({"k1": KeyState.ACTIVE})
+    metrics.storage_free("filesystem", 1)
     metrics.expect_endpoints(["chat"])
     metrics.outbox("chat", 1, 0.5)
     metrics.webhook_delivered("chat", "ok")
@@ -170,6 +175,23 @@ def test_gauges_show_what_was_counted_in_the_store():
     ]
 
 
+def test_a_key_is_shown_in_the_state_that_it_is_in():
+    """A key that is retired, or taken out of the set, is no longer shown as active."""
+    metrics = Metrics("1")
+
+    def shown() -> set[tuple[str, str]]:
+        return {
+            (dict(labels)["kid"], dict(labels)["state"])
+            for (name, labels), value in samples(metrics).items()
+            if name == "attachd_keys" and value == 1
+        }
+
+    metrics.keys({"k1": KeyState.ACTIVE, "k2": KeyState.VERIFY})
+    assert shown() == {("k1", "active"), ("k2", "verify")}
+    metrics.keys({"k1": KeyState.VERIFY, "k3": KeyState.ACTIVE})
+    assert shown() == {("k1", "verify"), ("k3", "active")}
+
+
 def test_the_orphan_gauge_is_what_the_last_pass_left():
     """The gauge shows the last count, not a sum."""
     metrics = Metrics("1")
@@ -196,6 +218,7 @@ for number in range(20):
 for operation in metrics.get_args(metrics.StorageOperation):
     for outcome in ("ok", "unavailable", "throttled", "error"):
         filled.storage_request("filesystem", operation, outcome, 1)
+filled.keys({f"k_{number:012x}": metrics.KeyState.ACTIVE for number in range(100)})
 """
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=60)
     assert {path: path.stat().st_size for path in tmp_path.iterdir()} == sizes

@@ -11,6 +11,7 @@ import structlog
 from aiohttp import web
 
 from service.metrics import Metrics
+from service.web import ops
 from service.web.ops import Readiness, make_ops_app
 
 
@@ -138,3 +139,51 @@ async def test_many_probes_are_one_look():
     readiness = Readiness({"storage": storage}, cache_seconds=60)
     assert await asyncio.gather(*(readiness.failed() for _ in range(20))) == [{}] * 20
     assert storage.looks == 1
+
+
+async def test_m2_the_gauge_of_readiness_follows_what_readyz_would_say(monkeypatch):
+    """The gauge is 1 from the start, 0 while a check fails or cannot be told, and 1 again afterwards."""
+    monkeypatch.setattr(ops, "LOOK_SECONDS", 0)
+    answers: list[dict[str, str] | Exception] = [{"storage": "error"}, OSError("unexpected"), {}]
+    seen: list[bool] = []
+
+    async def failed() -> dict[str, str]:
+        if not answers:
+            await asyncio.Event().wait()
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    task = asyncio.create_task(ops.watch_readiness(failed, lambda: False, seen.append))
+    while len(seen) < 4:
+        await asyncio.sleep(0)
+    task.cancel()
+    assert seen == [True, False, False, True]
+
+
+async def test_the_gauge_of_readiness_is_0_while_stopping():
+    """A service that drains is not ready, and nobody is asked."""
+    seen: list[bool] = []
+    storage = Dependency()
+    readiness = Readiness({"storage": storage})
+    task = asyncio.create_task(ops.watch_readiness(readiness.failed, lambda: True, seen.append))
+    while not seen:
+        await asyncio.sleep(0)
+    task.cancel()
+    assert (seen, storage.looks) == ([False], 0)
+
+
+async def test_a_check_at_work_ends_before_the_service_does():
+    """What a check has opened is closed again: it is not cut off while it goes on."""
+    go_on, ended = asyncio.Event(), asyncio.Event()
+
+    async def check():
+        await go_on.wait()
+        ended.set()
+
+    readiness = Readiness({"storage": check}, check_seconds=0.01)
+    assert await readiness.failed() == {"storage": "timeout"}
+    asyncio.get_running_loop().call_soon(go_on.set)
+    await readiness.close()
+    assert ended.is_set()
