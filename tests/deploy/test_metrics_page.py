@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Final, get_args
 
 from service import metrics
@@ -86,10 +87,16 @@ def test_every_label_of_a_metric_is_explained() -> None:
 
 def test_a_service_with_workers_exposes_what_the_page_has(tmp_path) -> None:
     """No metric is lost between workers and their sum, and none is there that the page does not have."""
-    with ServiceProcess(tmp_path, ATTACHD_WORKERS="2") as service:
-        seen = {re.sub(r"_(?:bucket|sum|count)$", "", name.split("{")[0]) for name in service.metrics()}
-    assert seen - instruments().keys() == set()
     # a series with a label that is not known beforehand comes with its first event
     waiting = {name for name, one in instruments().items() if one.labels & {"kid", "backend", "route"}}
+    with ServiceProcess(tmp_path, ATTACHD_WORKERS="2") as service:
+        deadline = time.monotonic() + 20
+        while True:
+            seen = {re.sub(r"_(?:bucket|sum|count)$", "", name.split("{")[0]) for name in service.metrics()}
+            # what is counted in the store is there after the first sweep
+            if instruments().keys() - seen <= waiting | TOLD or time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+    assert seen - instruments().keys() == set()
     assert instruments().keys() - seen <= waiting | TOLD
     assert seen >= SUMMED
