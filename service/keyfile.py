@@ -162,6 +162,7 @@ class KeyFile:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            _give(lock, self._path.parent)
         except OSError as error:
             raise KeySetError(f"cannot write beside the key set {self._path}: {error.strerror}") from error
         try:
@@ -176,6 +177,7 @@ class KeyFile:
         try:
             descriptor, name = tempfile.mkstemp(prefix=".keys-", dir=target.parent)  # mode 0600
             try:
+                _give(descriptor, target if target.exists() else target.parent)
                 with open(descriptor, "wb") as file:
                     file.write(keys.dump().encode())
                     file.flush()
@@ -192,6 +194,13 @@ class KeyFile:
                 os.close(directory)
         except OSError as error:
             raise KeySetError(f"cannot write the key set {self._path}: {error.strerror}") from error
+
+
+def _give(descriptor: int, like: Path) -> None:
+    """Called by root, a file belongs to whoever the other belongs to: the service must read it."""
+    with contextlib.suppress(OSError):
+        held = like.stat()
+        os.fchown(descriptor, held.st_uid, held.st_gid)
 
 
 def new_key(alg: str, *, issuer: str, now: float) -> Key:

@@ -178,4 +178,6 @@ class Proxy:
 
     def said(self) -> str:
         """All that the proxy wrote: logs of every kind."""
-        return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
+        said = "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
+        # JSON may write a slash in two ways
+        return said.replace("\\/", "/")

@@ -374,3 +374,16 @@ def test_a_directory_that_cannot_be_written_is_one_error(tmp_path: Path) -> None
     blocker.write_text("")
     with pytest.raises(KeySetError, match="cannot write"):
         KeyFile(blocker / "keys.json").create_default()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_writes_stays_its_owners(tmp_path: Path) -> None:
+    """A key set that root changes is still readable by the user whose service reads it."""
+    path = tmp_path / "keys.json"
+    KeyFile(path).create_default()
+    os.chown(path, 12345, 12346)
+    (tmp_path / "keys.json.lock").unlink()
+    os.chown(tmp_path, 12345, 12346)
+    KeyFile(path).update(lambda held: KeySet((*held.keys, new_key("HS256", issuer="chat", now=0))))
+    assert (tmp_path / "keys.json.lock").stat().st_uid == 12345
+    assert (path.stat().st_uid, path.stat().st_gid, path.stat().st_mode & 0o777) == (12345, 12346, 0o600)
