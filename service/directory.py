@@ -81,7 +81,14 @@ class DataDirectory:
                 )
             waited = time.monotonic() - began
             if (beside or waited >= _ENDING_SECONDS) and _try(self.lock, fcntl.LOCK_SH):
-                return False
+                if self._others():
+                    return False
+                # whoever had it a moment ago may have gone since
+                if _try(self.lock, fcntl.LOCK_EX):
+                    return True
+                # else somebody without a word has it; the attempt has cost the lock (flock(2))
+                if _try(self.lock, fcntl.LOCK_SH):
+                    return False
             if waited >= _START_SECONDS:
                 raise CannotStart(f"ATTACHD_DATA: {self._path}: another attachd has been starting on it for too long")
             time.sleep(_AGAIN_SECONDS)
