@@ -162,7 +162,7 @@ class KeyFile:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-            _give(lock, self._path.parent)
+            _give(lock, self._path if self._path.exists() else self._path.parent)
         except OSError as error:
             raise KeySetError(f"cannot write beside the key set {self._path}: {error.strerror}") from error
         try:

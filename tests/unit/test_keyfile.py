@@ -383,7 +383,6 @@ def test_what_root_writes_stays_its_owners(tmp_path: Path) -> None:
     KeyFile(path).create_default()
     os.chown(path, 12345, 12346)
     (tmp_path / "keys.json.lock").unlink()
-    os.chown(tmp_path, 12345, 12346)
     KeyFile(path).update(lambda held: KeySet((*held.keys, new_key("HS256", issuer="chat", now=0))))
     assert (tmp_path / "keys.json.lock").stat().st_uid == 12345
     assert (path.stat().st_uid, path.stat().st_gid, path.stat().st_mode & 0o777) == (12345, 12346, 0o600)

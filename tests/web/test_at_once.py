@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from service.changes import Watch
 from service.metadata.base import MetadataUnavailable
 from service.storage.base import StorageFull
 from tests.web.harness import OCTETS, TUS, Answer, Site, b64, head, path_of
@@ -150,8 +151,8 @@ async def test_content_of_another_type_is_refused_as_ever(here: Site) -> None:
     assert here.leftovers() == []
 
 
-async def test_a_disk_that_is_full_is_told_as_ever(here: Site) -> None:
-    """Where the file cannot be stored at once the long way says what is wrong, and the link goes on."""
+async def test_what_cannot_be_stored_at_once_is_stored_the_long_way(here: Site) -> None:
+    """Where the short way finds no room the long way tries, and the client hears of what that comes to."""
     link = here.link()
     with broken(here, "storage", "put", StorageFull("full")):
         answer = await send(here, link)
@@ -208,8 +209,10 @@ async def test_a_link_that_was_used_reads_no_body(here: Site, monkeypatch: pytes
         assert (await send(here, link)).status == 201
 
 
-async def test_whoever_waits_for_the_file_is_woken(here: Site) -> None:
-    """A download with `?wait=` of a file whose id was fixed beforehand is answered when the file is there."""
+async def test_whoever_waits_for_the_file_is_woken(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download with `?wait=` of a file whose id was fixed beforehand hears of it, and need not look by itself."""
+    wait = Watch.wait
+    monkeypatch.setattr(Watch, "wait", lambda self, _: wait(self, 3600.0))
     file_id = "f_" + "b" * 26
     link = here.download_link(file_id) + "&wait=20"
     waiting = asyncio.create_task(here.ask("GET", link))
