@@ -12,6 +12,7 @@ import structlog
 from aiohttp import web_app
 
 from service import at_once, logs, room
+from tests.scanners.double import Double
 from tests.web.harness import FakeClock, Site, site
 from tests.web.sweeps import succeeded
 from tests.web.under_way import SteppedClock, until
@@ -74,6 +75,13 @@ def log() -> Iterator[io.StringIO]:
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.captureWarnings(capture=False)
+
+
+@pytest.fixture
+async def clamd() -> AsyncIterator[Double]:
+    """A scanner that works, until a test says otherwise."""
+    async with Double().serving() as double:
+        yield double
 
 
 @pytest.fixture

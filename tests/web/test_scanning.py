@@ -33,13 +33,6 @@ from tests.web.under_way import until
 
 
 @pytest.fixture
-async def clamd() -> AsyncIterator[Double]:
-    """A scanner that works, until a test says otherwise."""
-    async with Double().serving() as double:
-        yield double
-
-
-@pytest.fixture
 async def here(tmp_path: Path, clamd: Double) -> AsyncIterator[Site]:
     """A service with that scanner, which waits for it where it fails."""
     async with scanned(tmp_path, clamd) as running:
