@@ -103,6 +103,11 @@ class Line:
             body = await self.reader.readexactly(length)
             return Answer(int(status), reason.strip(), headers, body, tuple(seen))
 
+    @property
+    def answered(self) -> bool:
+        """Whether something came that nobody has read, or the end; does not wait."""
+        return bool(self.reader._buffer) or self.reader.at_eof()  # type: ignore[attr-defined]
+
     async def closed(self) -> bool:
         """Whether the server ends the connection (waits for it)."""
         try:

@@ -61,13 +61,16 @@ class Client:
         return answer.offset
 
     async def begin(self, *, chunked: bool) -> Line:
-        """A PATCH at the offset that was told, of which the service has seen the head."""
+        """A PATCH at the offset that was told, of which the service has seen the head.
+
+        It may have been refused: a writer whose cut is not noticed yet went on past that offset.
+        """
         line = await self.here.line()
         fields = TUS | {"Upload-Offset": str(self.told), "Content-Type": OCTETS}
         left = str(len(self.content) - self.told)
         fields |= {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": left}
         await line.send(head("PATCH", self.path, [*fields.items()], None))
-        await until(lambda: self.busy)
+        await until(lambda: self.busy or line.answered)
         return line
 
     async def cut(self, how: str) -> None:
