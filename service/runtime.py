@@ -261,6 +261,7 @@ async def running(
         delivery = _delivery(settings, metadata, clock, metrics, stack)
         for work in (
             leases.run(),
+            pool.run(),
             janitor.run(settings.sweep_interval, duties),
             *([side.rechecker.run()] if side.rechecker is not None else []),
             *([delivery.run(duties)] if delivery is not None else []),
