@@ -1,4 +1,5 @@
-"""The tables, as SQLAlchemy Core sees them; `migrations/` is what makes them.
+"""The tables, as SQLAlchemy Core sees them. An empty database gets them as they are here, an older one
+by `migrations/`; see `migrate`.
 
 Where things are and why:
 
@@ -29,6 +30,8 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
+    String,
     Table,
     Text,
     false,
@@ -42,8 +45,13 @@ REVISION: Final = "0006"
 
 metadata = MetaData()
 
-#: Alembic's own table; apart from `metadata`, which is what the migrations make.
-revision = Table("alembic_version", MetaData(), Column("version_num", Text))
+#: Alembic's own table, as it makes it itself; apart from `metadata`, which is what the migrations make.
+revision = Table(
+    "alembic_version",
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
 
 
 def _where(condition: str) -> dict[str, Any]:
@@ -51,7 +59,7 @@ def _where(condition: str) -> dict[str, Any]:
     return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
 
-#: One row, made by the migration: which database this is.
+#: One row, made with the table: which database this is.
 identity = Table("identity", metadata, Column("id", Text, primary_key=True))
 
 #: Who does what one process does for all, and until when the others leave it to that one.
