@@ -25,6 +25,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Connection,
     Double,
     Index,
     Integer,
@@ -34,6 +35,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    event,
     false,
     text,
 )
@@ -54,9 +56,19 @@ revision = Table(
 )
 
 
-def _where(condition: str) -> dict[str, Any]:
-    """A partial index, said to both dialects."""
-    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+def _where(condition: str, *, postgresql: str | None = None) -> dict[str, Any]:
+    """A partial index, and how another database spells the condition."""
+    return {"info": {"sqlite": condition, "postgresql": postgresql or condition}}
+
+
+@event.listens_for(metadata, "before_create")
+def _tell_conditions(target: MetaData, connection: Connection, **_: Any) -> None:
+    """A partial index is one in the dialect that makes it: to name that where it is declared would load it."""
+    dialect = connection.dialect.name
+    for table in target.tables.values():
+        for index in table.indexes:
+            if dialect in index.info:
+                index.dialect_kwargs[f"{dialect}_where"] = text(index.info[dialect])
 
 
 #: One row, made with the table: which database this is.
@@ -129,7 +141,7 @@ uploads = Table(
     Index("uploads_partials", "expires_at", **_where("state = 'ready' AND concat_kind = 'partial'")),
     Index("uploads_ended", "updated_at", **_where("state IN ('ready', 'failed', 'expired', 'terminated')")),
     Index("uploads_leased", "lease_owner", **_where("lease_owner IS NOT NULL")),
-    Index("uploads_suspect", "updated_at", sqlite_where=text("suspect = 1"), postgresql_where=text("suspect")),
+    Index("uploads_suspect", "updated_at", **_where("suspect = 1", postgresql="suspect")),
 )
 
 final_partials = Table(
