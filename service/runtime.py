@@ -36,6 +36,7 @@ from service.keyset import KeySet, KeySetError, KeyState
 from service.leases import Leases
 from service.listening import Listener
 from service.metadata.base import SchemaMismatch
+from service.metadata.migrate import migrate
 from service.metadata.sql import BUSY_SECONDS, CHECK_SECONDS, SqlMetadata
 from service.metrics import Metrics, ready_in
 from service.protocol.tus import discovery
@@ -261,6 +262,7 @@ async def running(
         delivery = _delivery(settings, metadata, clock, metrics, stack)
         for work in (
             leases.run(),
+            pool.run(),
             janitor.run(settings.sweep_interval, duties),
             *([side.rechecker.run()] if side.rechecker is not None else []),
             *([delivery.run(duties)] if delivery is not None else []),
@@ -372,16 +374,9 @@ async def _metadata(settings: Settings, stack: contextlib.AsyncExitStack, *, mig
     except SchemaMismatch:
         if not migrates or settings.database is not None:
             raise
-        await asyncio.to_thread(_migrate, settings.database_url, busy_seconds)
+        await asyncio.to_thread(migrate, settings.database_url, busy_seconds=busy_seconds)
         await metadata.open()
     return metadata
-
-
-def _migrate(url: str, busy_seconds: float) -> None:
-    # it is a quarter of all that a start imports, and seldom needed
-    from service.metadata.migrate import migrate  # noqa: PLC0415
-
-    migrate(url, busy_seconds=busy_seconds)
 
 
 @contextlib.contextmanager

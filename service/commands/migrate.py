@@ -1,4 +1,4 @@
-"""`attachd migrate`. Apart from `serve`, which needs what changes a schema only when there is something to change."""
+"""`attachd migrate`."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import secrets
 import shlex
@@ -51,6 +52,8 @@ def serve(context: click.Context, *, workers: int | None, beside: bool, print_li
     logs.configure(settings.log_format, settings.log_level)
     suit_large_buffers()
     raise_descriptors()
+    # what is imported stays: to look at it for garbage takes time, and copies pages that workers share
+    gc.freeze()
 
     def ready(claim: Claim) -> None:
         if print_link:

@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from service.metadata import owning
 from service.metadata.base import Conflict
@@ -123,9 +122,8 @@ _REVOCATIONS = Prepared(select(revocations).where(revocations.c.seq > bindparam(
 _NEWEST_EVENT = Prepared(select(func.max(events.c.seq).label("seq")))
 
 
-def _remember(dialect: Any) -> Any:
+def _remember(statement: Any) -> Any:
     """The row is made, or takes the place of one whose time is over."""
-    statement = dialect.insert(requests)
     there, given = requests.c, statement.excluded
     return statement.on_conflict_do_update(
         index_elements=[there.issuer, there.key],
@@ -134,7 +132,7 @@ def _remember(dialect: Any) -> Any:
     )
 
 
-_REMEMBER = PreparedPut({"sqlite": _remember(sqlite), "postgresql": _remember(postgresql)}, columns=requests.c.keys())
+_REMEMBER = PreparedPut(requests, _remember)
 _REQUEST = Prepared(
     select(requests).where(requests.c.issuer == bindparam("issuer"), requests.c.key == bindparam("key"))
 )

@@ -22,7 +22,6 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from service.metadata.outbox import Backlog, Due, Listed, Outlook, Standing, Verdict, Which
 from service.metadata.prepared import Prepared, PreparedPut
@@ -125,8 +124,7 @@ _FORGET = delete(events).where(told.seq.in_(bindparam("seqs", expanding=True)))
 _FORGET_WAYS = delete(deliveries).where(ways.seq.in_(bindparam("seqs", expanding=True)))
 
 
-def _put_endpoint(dialect: Any) -> Any:
-    statement = dialect.insert(endpoints)
+def _put_endpoint(statement: Any) -> Any:
     given = statement.excluded
     return statement.on_conflict_do_update(
         index_elements=[ends.id],
@@ -138,19 +136,13 @@ def _put_endpoint(dialect: Any) -> Any:
     )
 
 
-def _put_again(dialect: Any) -> Any:
-    statement = dialect.insert(deliveries)
+def _put_again(statement: Any) -> Any:
     anew = {"attempts": 0, "due_at": None, "failed_at": None, "result": None}
     return statement.on_conflict_do_update(index_elements=[ways.endpoint, ways.seq], set_=anew)
 
 
-_PUT_ENDPOINT = PreparedPut(
-    {"sqlite": _put_endpoint(sqlite), "postgresql": _put_endpoint(postgresql)}, columns=endpoints.c.keys()
-)
-_PUT_AGAIN = PreparedPut(
-    {"sqlite": _put_again(sqlite), "postgresql": _put_again(postgresql)},
-    columns=("endpoint", "seq", "file_id", "attempts"),
-)
+_PUT_ENDPOINT = PreparedPut(endpoints, _put_endpoint)
+_PUT_AGAIN = PreparedPut(deliveries, _put_again, columns=("endpoint", "seq", "file_id", "attempts"))
 
 
 def _file_of(row: Any) -> str:

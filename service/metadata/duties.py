@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, or_
-from sqlalchemy.dialects import postgresql, sqlite
 
 from service.metadata.prepared import PreparedPut
 from service.metadata.schema import duties
 
 
-def _take(dialect: Any) -> Any:
+def _take(statement: Any) -> Any:
     """One statement: the row is made, or changes hands if it may."""
-    statement = dialect.insert(duties)
     there, given = duties.c, statement.excluded
     return statement.on_conflict_do_update(
         index_elements=[there.name],
@@ -22,7 +20,7 @@ def _take(dialect: Any) -> Any:
     )
 
 
-_TAKE = PreparedPut({"sqlite": _take(sqlite), "postgresql": _take(postgresql)}, columns=duties.c.keys())
+_TAKE = PreparedPut(duties, _take)
 _GIVE_BACK = delete(duties).where(duties.c.name == bindparam("duty"), duties.c.owner == bindparam("of_owner"))
 _DROP = delete(duties).where(func.substr(duties.c.owner, 1, bindparam("prefix_length")) == bindparam("prefix"))
 

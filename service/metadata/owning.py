@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, case, delete, func, insert, literal, or_, select, union_all, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from service.metadata.base import QuotaExceeded
 from service.metadata.control import Usage
@@ -21,9 +20,8 @@ from service.model import ConcatKind, File, Quota, State, Upload
 _PENDING = in_states((State.RECEIVING, State.FINISHING))
 
 
-def _reserve(dialect: Any) -> Any:
+def _reserve(statement: Any) -> Any:
     """One statement: the row is made, or counts one more if that is within the quota."""
-    statement = dialect.insert(owners)
     there, given = owners.c, statement.excluded
     return statement.on_conflict_do_update(
         index_elements=[there.issuer, there.owner],
@@ -35,7 +33,7 @@ def _reserve(dialect: Any) -> Any:
     )
 
 
-_RESERVE = PreparedPut({"sqlite": _reserve(sqlite), "postgresql": _reserve(postgresql)}, columns=owners.c.keys())
+_RESERVE = PreparedPut(owners, _reserve)
 _MOVE = Prepared(
     update(owners)
     .where(owners.c.issuer == bindparam("of_issuer"), owners.c.owner == bindparam("of_owner"))

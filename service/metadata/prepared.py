@@ -9,10 +9,11 @@ rows come as the driver has them (no result types: see `rows`), and errors are t
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
-from sqlalchemy import Connection, Dialect
+from sqlalchemy import Connection, Dialect, Table
 
 
 class _Compiled:
@@ -83,16 +84,42 @@ class Prepared:
 
 
 class PreparedPut:
-    """An INSERT that gives way to the row that is there, which the two databases spell alike and
-    SQLAlchemy has once for each.
+    """An INSERT that heeds the row that is there, which the two databases spell alike and SQLAlchemy
+    has once for each. Only that of the database in use is made: the other's module is not needed then.
     """
 
-    def __init__(self, statements: Mapping[str, Any], *, columns: Sequence[str]) -> None:
-        """`statements` by the name of the dialect."""
-        self._prepared = {name: Prepared(statement, columns=columns) for name, statement in statements.items()}
+    def __init__(
+        self, table: Table, on_conflict: Callable[[Any], Any] | None = None, *, columns: Sequence[str] | None = None
+    ) -> None:
+        """An INSERT that gives way, unless told otherwise.
+
+        Args:
+            on_conflict: of the INSERT of a dialect, the statement.
+            columns: those that get a value; all unless told otherwise.
+        """
+        self._table = table
+        self._on_conflict = on_conflict or _give_way
+        self._columns = columns or table.c.keys()
+        #: by the name of the dialect
+        self._prepared: dict[str, Prepared] = {}
+
+    def _for(self, connection: Connection) -> Prepared:
+        name = connection.dialect.name
+        prepared = self._prepared.get(name)
+        if prepared is None:
+            prepared = self._prepared[name] = Prepared(self.statement(name), columns=self._columns)
+        return prepared
+
+    def statement(self, dialect: str) -> Any:
+        """As the dialect of that name has it."""
+        return self._on_conflict(import_module(f"sqlalchemy.dialects.{dialect}").insert(self._table))
 
     def run(self, connection: Connection, values: Mapping[str, Any]) -> int:
-        return self._prepared[connection.dialect.name].run(connection, values)
+        return self._for(connection).run(connection, values)
 
     def run_each(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._prepared[connection.dialect.name].run_each(connection, rows)
+        self._for(connection).run_each(connection, rows)
+
+
+def _give_way(statement: Any) -> Any:
+    return statement.on_conflict_do_nothing()

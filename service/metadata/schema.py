@@ -1,4 +1,5 @@
-"""The tables, as SQLAlchemy Core sees them; `migrations/` is what makes them.
+"""The tables, as SQLAlchemy Core sees them. An empty database gets them as they are here, an older one
+by `migrations/`; see `migrate`.
 
 Where things are and why:
 
@@ -24,13 +25,17 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Connection,
     Double,
     Index,
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
+    String,
     Table,
     Text,
+    event,
     false,
     text,
 )
@@ -42,16 +47,31 @@ REVISION: Final = "0006"
 
 metadata = MetaData()
 
-#: Alembic's own table; apart from `metadata`, which is what the migrations make.
-revision = Table("alembic_version", MetaData(), Column("version_num", Text))
+#: Alembic's own table, as it makes it itself; apart from `metadata`, which is what the migrations make.
+revision = Table(
+    "alembic_version",
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
 
 
-def _where(condition: str) -> dict[str, Any]:
-    """A partial index, said to both dialects."""
-    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+def _where(condition: str, *, postgresql: str | None = None) -> dict[str, Any]:
+    """A partial index, and how another database spells the condition."""
+    return {"info": {"sqlite": condition, "postgresql": postgresql or condition}}
 
 
-#: One row, made by the migration: which database this is.
+@event.listens_for(metadata, "before_create")
+def _tell_conditions(target: MetaData, connection: Connection, **_: Any) -> None:
+    """A partial index is one in the dialect that makes it: to name that where it is declared would load it."""
+    dialect = connection.dialect.name
+    for table in target.tables.values():
+        for index in table.indexes:
+            if dialect in index.info:
+                index.dialect_kwargs[f"{dialect}_where"] = text(index.info[dialect])
+
+
+#: One row, made with the table: which database this is.
 identity = Table("identity", metadata, Column("id", Text, primary_key=True))
 
 #: Who does what one process does for all, and until when the others leave it to that one.
@@ -121,7 +141,7 @@ uploads = Table(
     Index("uploads_partials", "expires_at", **_where("state = 'ready' AND concat_kind = 'partial'")),
     Index("uploads_ended", "updated_at", **_where("state IN ('ready', 'failed', 'expired', 'terminated')")),
     Index("uploads_leased", "lease_owner", **_where("lease_owner IS NOT NULL")),
-    Index("uploads_suspect", "updated_at", sqlite_where=text("suspect = 1"), postgresql_where=text("suspect")),
+    Index("uploads_suspect", "updated_at", **_where("suspect = 1", postgresql="suspect")),
 )
 
 final_partials = Table(

@@ -27,7 +27,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from service.metadata import owning
 from service.metadata.base import Advance, Conflict, Ending, FileIdTaken
@@ -70,13 +69,7 @@ _TAKEN = Prepared(
         ).label("taken")
     )
 )
-_USE_FIRST = PreparedPut(
-    {
-        "sqlite": sqlite.insert(links).on_conflict_do_nothing(),
-        "postgresql": postgresql.insert(links).on_conflict_do_nothing(),
-    },
-    columns=links.c.keys(),
-)
+_USE_FIRST = PreparedPut(links)
 _USE_AGAIN = Prepared(
     update(links)
     .where(
@@ -98,8 +91,7 @@ _PUT_FILE = Prepared(insert(files), columns=files.c.keys())
 _PUT_BLOCK = Prepared(insert(blocks), columns=blocks.c.keys())
 
 
-def _put_part(dialect: Any) -> Any:
-    statement = dialect.insert(parts)
+def _put_part(statement: Any) -> Any:
     replaced = ("start", "end", "key", "etag", "digest", "epoch")
     return statement.on_conflict_do_update(
         index_elements=[parts.c.upload_id, parts.c.number],
@@ -107,7 +99,7 @@ def _put_part(dialect: Any) -> Any:
     )
 
 
-PUT_PART = PreparedPut({"sqlite": _put_part(sqlite), "postgresql": _put_part(postgresql)}, columns=parts.c.keys())
+PUT_PART = PreparedPut(parts, _put_part)
 
 _to_offset = bindparam("to_offset", type_=BigInteger)
 _new_length = bindparam("new_length", type_=BigInteger)
@@ -162,13 +154,7 @@ _DROP_PARTS_ABOVE = Prepared(
 )
 DROP_PARTS = Prepared(delete(parts).where(parts.c.upload_id == bindparam("upload_id")))
 _DROP_BLOCKS = Prepared(delete(blocks).where(blocks.c.upload_id == bindparam("upload_id")))
-_PUT_REF = PreparedPut(
-    {
-        "sqlite": sqlite.insert(file_refs).on_conflict_do_nothing(),
-        "postgresql": postgresql.insert(file_refs).on_conflict_do_nothing(),
-    },
-    columns=file_refs.c.keys(),
-)
+_PUT_REF = PreparedPut(file_refs)
 _REFS = Prepared(
     select(file_refs.c.ref)
     .where(file_refs.c.file_id == bindparam("file_id"))

@@ -18,7 +18,7 @@ from aiohttp import HttpVersion11, web
 
 from service.clock import Clock
 from service.protocol.intents import Ending, Framing
-from service.web.buffers import BUFFER_BYTES, BufferPool
+from service.web.buffers import BUFFER_BYTES, Buffer, BufferPool
 from service.web.pace import Pace, PaceRules
 
 #: how long a few bytes wait for more before they are handed on
@@ -54,13 +54,13 @@ class Gathering(ABC):
         self._holding_up = True
         self._tick_seconds = min(_TICK_SECONDS, rules.idle_seconds / 4)
         #: bytes to hand out, oldest first, each with the pool's buffer that they are in, if they are in one
-        self._ready: deque[tuple[memoryview, bytearray | None]] = deque()
-        self._filling: bytearray | None = None
+        self._ready: deque[tuple[memoryview, Buffer | None]] = deque()
+        self._filling: Buffer | None = None
         self._fill = 0
-        self._lent: bytearray | None = None
+        self._lent: Buffer | None = None
         #: the timer that hands on a part of a buffer, the buffer that it is for, and whether that is due
         self._linger: asyncio.TimerHandle | None = None
-        self._lingering: bytearray | None = None
+        self._lingering: Buffer | None = None
         self._overdue = False
         self._ending: Ending | None = None
         self._stopped: Ending | None = None

@@ -7,22 +7,18 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import NullPool, create_engine
 
 from service.metadata.migrate import migrate
 from service.metadata.sql import SqlMetadata
+from service.metadata.upgrade import upgrade
 from service.model import FileId, Verdict
 
 
 def made(url: str, revision: str) -> None:
     """The database has the schema of that revision."""
-    config = Config()
-    config.set_main_option("script_location", "service.metadata:migrations")
     with create_engine(url, poolclass=NullPool).begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
+        upgrade(connection, revision)
 
 
 @pytest.fixture

@@ -18,10 +18,12 @@ from sqlalchemy import URL, Connection, NullPool, create_engine, insert
 
 from service.metadata import controlling, crashes, delivering, leases, owning, reads, schema, writes
 from service.metadata.base import MetadataDamaged, MetadataError, MetadataUnavailable, SchemaMismatch
+from service.metadata.engine import make_engine, parse_url
 from service.metadata.migrate import migrate
 from service.metadata.outbox import Due, Verdict
 from service.metadata.rows import dump_event
 from service.metadata.sql import SqlMetadata
+from service.metadata.upgrade import upgrade
 from service.model import FileId, State, UploadId
 from tests.contract.metadata_values import NOW, make_event
 
@@ -104,20 +106,41 @@ def test_memory_is_refused(url: str) -> None:
         SqlMetadata(url, durability="none")
 
 
-def test_migrations_make_the_schema(url: str) -> None:
+def test_migrations_make_the_schema(tmp_path: Path) -> None:
     """What the migrations make is what the tables of `schema` say, indexes and their conditions included."""
-    made = create_engine(url, poolclass=NullPool)
-    with made.connect() as connection:
+    made = make_engine(
+        parse_url(f"sqlite:///{tmp_path}/old.db"), writes=True, durability="none", busy_seconds=1, creates=True
+    )
+    with made.begin() as connection:
+        upgrade(connection)
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, schema.metadata) == []
         migrated_ddl = ddl(connection)
     fresh = create_engine("sqlite://")
     with fresh.begin() as connection:
         schema.metadata.create_all(connection)
+        schema.revision.create(connection)
         declared_ddl = ddl(connection)
     fresh.dispose()
-    del migrated_ddl["alembic_version"]
     assert migrated_ddl == declared_ddl
+
+
+def test_an_empty_database_needs_no_migration(url: str) -> None:
+    """What it is given at once is what the migrations find nothing to do in."""
+    with create_engine(url, poolclass=NullPool).begin() as connection:
+        before = ddl(connection)
+        upgrade(connection)
+        assert ddl(connection) == before
+
+
+def test_tables_of_others_do_not_stand_for_the_schema(tmp_path: Path) -> None:
+    """A database that is not empty, and has never been migrated, gets the schema beside what is there."""
+    url = f"sqlite:///{tmp_path}/shared.db"
+    with closing(sqlite3.connect(path_of(url))) as connection:
+        connection.execute("CREATE TABLE theirs (id TEXT)")
+    migrate(url)
+    with create_engine(url, poolclass=NullPool).begin() as connection:
+        assert {"theirs", "uploads", "alembic_version"} <= set(ddl(connection))
 
 
 def ddl(connection: Connection) -> dict[str, set[str]]:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic import command
-from alembic.config import Config
 
 from service.metadata.control import Refs, Usage
 from service.metadata.engine import make_engine, parse_url
-from service.metadata.migrate import _SCRIPTS, migrate
+from service.metadata.migrate import migrate
 from service.metadata.sql import SqlMetadata
+from service.metadata.upgrade import upgrade
 from service.model import FileId
 
 NOW = 1_000_000.0
@@ -22,12 +21,9 @@ NOW = 1_000_000.0
 
 def made_at(url: str, revision: str) -> None:
     """A database with the schema of then."""
-    config = Config()
-    config.set_main_option("script_location", _SCRIPTS)
     engine = make_engine(parse_url(url), writes=True, durability="none", busy_seconds=10, creates=True)
     with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
+        upgrade(connection, revision)
 
 
 def put(database: sqlite3.Connection, table: str, **values: Any) -> None:

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import random
 
-from service.web.buffers import BUFFER_BYTES, SMALL_BYTES, BufferPool
+from service.web.buffers import BUFFER_BYTES, KEPT_BYTES, SMALL_BYTES, Buffer, BufferPool
 
 
-async def _full(limit: int) -> tuple[BufferPool, list[bytearray]]:
+async def _full(limit: int) -> tuple[BufferPool, list[Buffer]]:
     """A pool of which all is taken, and what was taken."""
     pool = BufferPool(limit)
     taken = []
@@ -18,13 +18,13 @@ async def _full(limit: int) -> tuple[BufferPool, list[bytearray]]:
     return pool, taken
 
 
-async def _waiting(pool: BufferPool, wanted: int) -> asyncio.Task[bytearray]:
+async def _waiting(pool: BufferPool, wanted: int) -> asyncio.Task[Buffer]:
     task = asyncio.create_task(pool.take(wanted))
     await asyncio.sleep(0)
     return task
 
 
-async def _cancelled(task: asyncio.Task[bytearray]) -> None:
+async def _cancelled(task: asyncio.Task[Buffer]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
@@ -95,14 +95,17 @@ async def test_first_come_first_served() -> None:
 
 
 async def test_nothing_is_lost_in_a_crowd() -> None:
-    """Two thousand takers, a third of which give up at some point, leave a pool of which nothing is used."""
+    """Two thousand takers, a third of which give up at some point, leave a pool of which nothing is used.
+
+    What it keeps at hand for the next never comes on top of the limit.
+    """
     pool, chance = BufferPool(2 * BUFFER_BYTES), random.Random(2)
     most = 0
 
     async def use() -> None:
         nonlocal most
         buffer = await pool.take(chance.choice([1, BUFFER_BYTES]))
-        most = max(most, pool.used_bytes)
+        most = max(most, pool.used_bytes + pool.free_bytes)
         try:
             for _ in range(chance.randrange(4)):
                 await asyncio.sleep(0)
@@ -119,3 +122,68 @@ async def test_nothing_is_lost_in_a_crowd() -> None:
             await asyncio.gather(*tasks, return_exceptions=True)
     assert pool.used_bytes == 0
     assert most <= pool.limit_bytes
+
+
+async def test_what_is_free_is_used_again() -> None:
+    """Nothing fresh is mapped while a buffer of the size is free, and the last one to come goes first."""
+    pool = BufferPool(8 * BUFFER_BYTES)
+    for size in (BUFFER_BYTES, SMALL_BYTES):
+        first, second = await pool.take(size), await pool.take(size)
+        pool.give(first)
+        pool.give(second)
+        assert [await pool.take(size), await pool.take(size)] == [second, first]
+
+
+async def test_free_ones_give_way_to_the_other_size() -> None:
+    """Where the limit leaves no room beside what is kept, that goes, and nobody waits for it."""
+    pool, taken = await _full(2 * BUFFER_BYTES)
+    for buffer in taken:
+        pool.give(buffer)
+    large = [pool.take_now(BUFFER_BYTES), pool.take_now(BUFFER_BYTES)]
+    assert [len(buffer or b"") for buffer in large] == [BUFFER_BYTES, SMALL_BYTES]
+    assert pool.used_bytes + pool.free_bytes <= pool.limit_bytes
+
+
+async def test_what_nobody_wants_goes_back() -> None:
+    """What was free between two looks is the system's again, but for a few; what was in use is not."""
+    pool = BufferPool(2**30)
+    busy = [await pool.take(BUFFER_BYTES) for _ in range(20)]
+    taken = [await pool.take(size) for size in 30 * [BUFFER_BYTES, SMALL_BYTES]]
+    for buffer in taken:
+        pool.give(buffer)
+    pool.give_back()
+    assert pool.free_bytes == sum(map(len, taken))
+
+    for buffer in busy:
+        pool.give(buffer)
+    pool.give_back()
+    assert pool.free_bytes == 20 * BUFFER_BYTES
+    pool.give_back()
+    assert pool.free_bytes == KEPT_BYTES
+    pool.give_back()
+    assert pool.free_bytes == KEPT_BYTES
+
+
+async def test_what_is_wanted_between_two_looks_is_kept() -> None:
+    """As many as were in use at once since the last look are at hand at the next such moment."""
+    pool = BufferPool(2**30)
+    for _ in range(3):
+        taken = [await pool.take(BUFFER_BYTES) for _ in range(40)]
+        for buffer in taken:
+            pool.give(buffer)
+        pool.give_back()
+        assert pool.free_bytes == 40 * BUFFER_BYTES
+
+
+async def test_what_somebody_still_looks_at_stays() -> None:
+    """Bytes that a thread still writes out when their buffer is given back can be read to the end."""
+    pool = BufferPool(BUFFER_BYTES)
+    buffer = await pool.take(SMALL_BYTES)
+    buffer[:4] = b"late"
+    late = memoryview(buffer)
+    pool.give(buffer)
+    del buffer
+    large = pool.take_now(BUFFER_BYTES)
+    assert large is not None
+    assert pool.free_bytes == 0
+    assert bytes(late[:4]) == b"late"
