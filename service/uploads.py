@@ -267,7 +267,11 @@ class Uploads:
                 if received.released:
                     self._leases.returned(lease)
                 self._remember(received.upload, whole=received.problem is None)
-                return await self._finish(received, lease)
+                upload, problem = await self._finish(received, lease)
+                if received.upload.state is State.FINISHING and upload.state is not State.FINISHING:
+                    # published or ended, by which the lease is free
+                    self._leases.returned(lease)
+                return upload, problem
         except Conflict:
             current = await self._lookup.upload(upload_id)
             refuse_ended(current, self._clock.now())

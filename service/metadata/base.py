@@ -282,9 +282,9 @@ class MetadataStore(Protocol):
     ) -> Upload:
         """`finishing` becomes `ready`; the file row, its manifest and the events exist.
 
-        `file` is None for a partial, which keeps its ledger and its blocks; with a file both are
-        dropped from the upload (the manifest has the digests). Publishing what is `ready`
-        already changes nothing and returns it.
+        The lease is given back with it. `file` is None for a partial, which keeps its ledger and its
+        blocks; with a file both are dropped from the upload (the manifest has the digests).
+        Publishing what is `ready` already changes nothing and returns it.
 
         Raises:
             Conflict: neither finishing nor ready, or another epoch, or suspect.

@@ -152,7 +152,7 @@ _ADVANCE_LAST = Prepared(_advance.values(FREE))
 _PUBLISH = Prepared(
     update(uploads)
     .where(up.id == bindparam("upload_id"), FINISHING, TRUSTED, up.epoch == bindparam("of_epoch"))
-    .values(state=State.READY.value, updated_at=bindparam("now"))
+    .values(state=State.READY.value, updated_at=bindparam("now"), **FREE)
     .returning(uploads)
 )
 _END = (

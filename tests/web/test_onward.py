@@ -75,7 +75,7 @@ async def test_a_next_piece_is_one_commit(here: Site, monkeypatch: pytest.Monkey
     seen = commits(here, monkeypatch)
     await finished(here, path)
     pieces = -(-len(CONTENT) // PIECE)
-    assert seen == ["go_on"] * (pieces - 2) + ["acquire", "advance", "publish", "release"]
+    assert seen == ["go_on"] * (pieces - 2) + ["acquire", "advance", "publish"]
 
 
 async def test_the_manifest_is_that_of_the_long_way(here: Site) -> None:
