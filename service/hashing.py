@@ -158,8 +158,12 @@ class BlockHasher:
 
         None: it is not, or no block is unfinished there.
         """
-        here = self._number * self._block_size + self._filled
-        return self._weak.digest() if self._filled and here == at else None
+        return self._weak.digest() if self._filled and self.end == at else None
+
+    @property
+    def end(self) -> int:
+        """The byte of the upload before which the run ends so far."""
+        return self._number * self._block_size + self._filled
 
     def take_finished(self) -> list[Block]:
         """The blocks that became full since the last call, in order."""

@@ -183,6 +183,7 @@ class Receiver:
         clock: Clock,
         metrics: Metrics,
         changed: Callable[[str], None],
+        carried: Carried,
     ) -> None:
         self._metadata = metadata
         self._storage = storage
@@ -190,7 +191,7 @@ class Receiver:
         self._clock = clock
         self._metrics = metrics
         self._changed = changed
-        self._carried = Carried()
+        self._carried = carried
 
     async def receive(
         self, upload: Upload, lease: Lease, intake: Intake, body: Body, claims: Claims = NO_CLAIMS
@@ -295,7 +296,7 @@ class Receiver:
             if not progress.intake.whole:
                 await self._commit_prefix(progress, await appender.held())
             raise
-        await self._commit(progress, receipt)
+        await self._commit(progress, receipt, whole=problem is None)
         return problem
 
     async def _pump(self, progress: Progress, appender: Appender, body: Body) -> None:
@@ -344,7 +345,7 @@ class Receiver:
         if receipt.offset > progress.upload.offset and receipt.offset != progress.length:
             await self._advance(progress, receipt, State.RECEIVING)
 
-    async def _commit(self, progress: Progress, receipt: Receipt) -> None:
+    async def _commit(self, progress: Progress, receipt: Receipt, *, whole: bool) -> None:
         """The end of the request: everything held counts, and the last byte makes it `finishing`."""
         ends = progress.length is not None and receipt.offset == progress.length
         if not ends and receipt.offset == progress.upload.offset and progress.length == progress.upload.length:
@@ -353,7 +354,7 @@ class Receiver:
             progress.blocks.append(last)
         await self._advance(progress, receipt, State.FINISHING if ends else State.RECEIVING, releases=not ends)
         if not ends and progress.hasher is not None:
-            self._carried.keep(progress.upload, progress.hasher)
+            self._carried.keep(progress.upload, progress.hasher, progress.ledger if whole else None)
 
     async def _advance(self, progress: Progress, receipt: Receipt, state: State, *, releases: bool = False) -> None:
         before, now = progress.upload, self._clock.now()

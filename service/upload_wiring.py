@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from service.at_once import AtOnce
+from service.carrying import Carried
 from service.changes import Changes
 from service.claiming import Claiming
 from service.clock import Clock
@@ -18,6 +19,7 @@ from service.links import VerifiedUpload
 from service.lookup import Lookup
 from service.metadata.sql import SqlMetadata
 from service.metrics import Metrics
+from service.onward import Onward
 from service.protocol.intents import Policy
 from service.receiving import Receiver
 from service.rechecking import Rechecker
@@ -66,7 +68,7 @@ def make_upload_side(ground: Ground, hooks: Hooks, scanning: Scanning | None, sa
     metadata, storage, policy, clock = ground.metadata, ground.storage, ground.policy, ground.clock
     metrics, events, changed = ground.metrics, ground.events, ground.changes.changed
     lookup, room = Lookup(metadata, clock), Room(metadata, storage, policy, clock)
-    files = Files(metadata, storage, clock, events, changed)
+    files, carried = Files(metadata, storage, clock, events, changed), Carried()
     finisher = Finisher(metadata, storage, policy, clock, metrics, events, changed, hooks, scanning)
     settling = Settling(
         metadata=metadata,
@@ -112,7 +114,8 @@ def make_upload_side(ground: Ground, hooks: Hooks, scanning: Scanning | None, sa
         # where somebody is asked before a file may be, there is more than one step
         at_once=None if scanning is not None or hooks.asks else at_once,
         claiming=claiming,
-        receiver=Receiver(metadata, storage, policy, clock, metrics, changed),
+        onward=Onward(metadata, storage, policy, clock, metrics, ground.tasks, changed, carried),
+        receiver=Receiver(metadata, storage, policy, clock, metrics, changed, carried),
         finisher=finisher,
         settling=settling,
         policy=policy,

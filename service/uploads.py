@@ -27,6 +27,7 @@ from service.lookup import Lookup
 from service.metadata.base import Conflict, Lease, MetadataError, MetadataStore, MetadataUnavailable
 from service.metrics import Metrics
 from service.model import ConcatKind, LinkTerms, State, Upload, UploadId
+from service.onward import Onward
 from service.protocol.decide import (
     Intake,
     decide_append,
@@ -67,6 +68,7 @@ class Uploads:
         lookup: Lookup,
         at_once: AtOnce | None,
         claiming: Claiming,
+        onward: Onward,
         receiver: Receiver,
         finisher: Finisher,
         settling: Settling,
@@ -87,6 +89,7 @@ class Uploads:
         self._lookup = lookup
         self._at_once = at_once
         self._claiming = claiming
+        self._onward = onward
         self._receiver = receiver
         self._finisher = finisher
         self._settling = settling
@@ -207,6 +210,9 @@ class Uploads:
         Raises:
             Refusal: what `decide_append` raises; not-found; locked; what refuses the whole file.
         """
+        gone_on = await self._onward.append(intent, body)
+        if gone_on is not None:
+            return Appended(gone_on)
         upload, problem = await self._tasks.drive(self._append(intent, body))
         self._raise_if_refused(upload)
         return Appended(upload, problem)
@@ -261,7 +267,11 @@ class Uploads:
                 if received.released:
                     self._leases.returned(lease)
                 self._remember(received.upload, whole=received.problem is None)
-                return await self._finish(received, lease)
+                upload, problem = await self._finish(received, lease)
+                if received.upload.state is State.FINISHING and upload.state is not State.FINISHING:
+                    # published or ended, by which the lease is free
+                    self._leases.returned(lease)
+                return upload, problem
         except Conflict:
             current = await self._lookup.upload(upload_id)
             refuse_ended(current, self._clock.now())

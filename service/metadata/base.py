@@ -257,6 +257,19 @@ class MetadataStore(Protocol):
         """
         ...
 
+    async def go_on(self, upload: Upload, step: Advance, *, now: float) -> Upload:
+        """As `advance`, by a writer that needs no lease as it has all it brings, and stays `receiving`.
+
+        Compare-and-set on all that `upload` says of who wrote it: nobody has, or had, the lease
+        since it was committed so. Not durable. Of the step, the state, the length and the lease
+        are not looked at.
+
+        Raises:
+            Conflict: somebody was there meanwhile, or the last byte would be.
+            ValueError: the offset would not rise.
+        """
+        ...
+
     async def publish(
         self,
         upload_id: UploadId,
@@ -269,9 +282,9 @@ class MetadataStore(Protocol):
     ) -> Upload:
         """`finishing` becomes `ready`; the file row, its manifest and the events exist.
 
-        `file` is None for a partial, which keeps its ledger and its blocks; with a file both are
-        dropped from the upload (the manifest has the digests). Publishing what is `ready`
-        already changes nothing and returns it.
+        The lease is given back with it. `file` is None for a partial, which keeps its ledger and its
+        blocks; with a file both are dropped from the upload (the manifest has the digests).
+        Publishing what is `ready` already changes nothing and returns it.
 
         Raises:
             Conflict: neither finishing nor ready, or another epoch, or suspect.

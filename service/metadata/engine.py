@@ -32,6 +32,10 @@ _SYNCHRONOUS: Final[dict[Durability, tuple[str, str]]] = {
 #: What a write-ahead log that once grew large shrinks back to, bytes.
 _LOG_LIMIT: Final = 64 * 1024 * 1024
 _AGAIN_SECONDS: Final = 0.01
+#: where a connection's record has how its transactions begin: the statement, and `synchronous` without and with need
+_WAYS: Final = "ways"
+#: and that somebody else begins and ends them
+_BY_HAND: Final = "by hand"
 
 
 def parse_url(text: str) -> URL:
@@ -86,18 +90,46 @@ def make_engine(
             _write_ahead(connection, busy_seconds)
             connection.execute(f"PRAGMA journal_size_limit={_LOG_LIMIT}")
         connection.execute(f"PRAGMA synchronous={relaxed}")
-        record.info["synchronous"] = relaxed
+        record.info[_WAYS] = (begin, relaxed, durable)
 
     @event.listens_for(engine, "begin")
     def on_begin(connection: Connection) -> None:
-        wanted = durable if connection.info.get("durable") else relaxed
-        if connection.info["synchronous"] != wanted:
-            # Only between transactions does this pragma do anything.
-            connection.exec_driver_sql(f"PRAGMA synchronous={wanted}")
-            connection.info["synchronous"] = wanted
-        connection.exec_driver_sql(begin)
+        if _BY_HAND not in connection.info:
+            connection.exec_driver_sql(begin)
 
     return engine
+
+
+class Transactions:
+    """Those of one connection, begun and ended through its driver.
+
+    What SQLAlchemy does around each is a third of the cost of a small step. It is left to believe
+    in a single one that never ends, and sees the statements inside.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        # the driver's, which has `commit` and `rollback` whatever the database
+        self._driver: Any = connection.connection.driver_connection
+        self._begin, self._relaxed, self._durable = connection.info.get(_WAYS, (None, "", ""))
+        self._synchronous = self._relaxed
+        connection.info[_BY_HAND] = True
+        connection.begin()
+
+    def begin(self, *, durable: bool) -> None:
+        """What is committed next survives what its durability says."""
+        wanted = self._durable if durable else self._relaxed
+        if self._synchronous != wanted:
+            # Only between transactions does this pragma do anything.
+            self._driver.execute(f"PRAGMA synchronous={wanted}")
+            self._synchronous = wanted
+        if self._begin is not None:
+            self._driver.execute(self._begin)
+
+    def commit(self) -> None:
+        self._driver.commit()
+
+    def rollback(self) -> None:
+        self._driver.rollback()
 
 
 def _write_ahead(connection: Any, busy_seconds: float) -> None:

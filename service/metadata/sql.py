@@ -186,6 +186,9 @@ class SqlMetadata(SqlControl):
         work = partial(writes.advance, upload_id=upload_id, epoch=epoch, start=from_offset, step=step, now=now)
         return await self._write(work, durable=durable)
 
+    async def go_on(self, upload: Upload, step: Advance, *, now: float) -> Upload:
+        return await self._write(partial(writes.go_on, upload=upload, step=step, now=now))
+
     async def publish(
         self,
         upload_id: UploadId,

@@ -25,6 +25,7 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -32,6 +33,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from service.metadata.base import Conflict, MetadataDamaged, MetadataError, MetadataUnavailable
+from service.metadata.engine import Transactions
 
 T = TypeVar("T")
 
@@ -96,7 +98,7 @@ class Worker:
         self._writes = writes
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._connection: Connection | None = None
+        self._opened: tuple[Connection, Transactions] | None = None
 
     def start(self) -> None:
         """Work is taken from now on, from callers on the running loop."""
@@ -175,10 +177,10 @@ class Worker:
             return self._failed(jobs, error)
 
     def _transaction(self, jobs: list[_Job], *, savepoints: bool) -> list[_Outcome]:
-        connection = self._connection or self._connect()
-        connection.info["durable"] = any(job.durable for job in jobs)
+        connection, transactions = self._opened or self._open()
+        transactions.begin(durable=any(job.durable for job in jobs))
         outcomes = []
-        with connection.begin() as transaction:
+        try:
             for job in jobs:
                 if savepoints:
                     connection.exec_driver_sql("SAVEPOINT work")
@@ -189,19 +191,26 @@ class Worker:
                 elif refused and len(jobs) > 1:
                     raise _WorkRefused
                 elif refused:
-                    transaction.rollback()
+                    transactions.rollback()
                 if savepoints:
                     connection.exec_driver_sql("RELEASE SAVEPOINT work")
                 outcomes.append(outcome)
+            transactions.commit()
+        except BaseException:
+            with suppress(*self._driver_errors):
+                # of a transaction that the driver has given up already
+                transactions.rollback()
+            raise
         return outcomes
 
-    def _connect(self) -> Connection:
+    def _open(self) -> tuple[Connection, Transactions]:
         engine = self._make_engine()
         driver: Any = engine.dialect.loaded_dbapi
         self._driver_errors = (DBAPIError, driver.Error)
         self._integrity_errors = (IntegrityError, driver.IntegrityError)
-        self._connection = engine.connect()
-        return self._connection
+        connection = engine.connect()
+        self._opened = connection, Transactions(connection)
+        return self._opened
 
     def _attempt(self, connection: Connection, job: _Job) -> _Outcome:
         try:
@@ -230,9 +239,10 @@ class Worker:
 
     def _drop_connection(self) -> None:
         """The next group starts on a fresh connection, whatever state this one is in."""
-        connection, self._connection = self._connection, None
-        if connection is None:
+        opened, self._opened = self._opened, None
+        if opened is None:
             return
+        connection, _ = opened
         try:
             connection.close()
         except DBAPIError:

@@ -126,12 +126,25 @@ _advance = (
     )
     .returning(uploads)
 )
+_GO_ON = Prepared(
+    update(uploads)
+    .where(
+        up.id == bindparam("upload_id"),
+        RECEIVING,
+        TRUSTED,
+        up.lease_owner.is_(None),
+        up.offset == bindparam("from_offset"),
+        up.epoch == bindparam("of_epoch"),
+        or_(up.length.is_(None), _to_offset < up.length),
+    )
+    .values(offset=_to_offset, tail=_new_tail, expires_at=bindparam("new_expires_at"), updated_at=bindparam("now"))
+)
 _ADVANCE = Prepared(_advance)
 _ADVANCE_LAST = Prepared(_advance.values(FREE))
 _PUBLISH = Prepared(
     update(uploads)
     .where(up.id == bindparam("upload_id"), FINISHING, TRUSTED, up.epoch == bindparam("of_epoch"))
-    .values(state=State.READY.value, updated_at=bindparam("now"))
+    .values(state=State.READY.value, updated_at=bindparam("now"), **FREE)
     .returning(uploads)
 )
 _END = (
@@ -264,12 +277,34 @@ def advance(connection: Connection, upload_id: UploadId, epoch: int, start: int,
     row = (_ADVANCE_LAST if step.releases else _ADVANCE).first(connection, bound)
     if row is None:
         _refuse_advance(connection, upload_id, epoch, start, step)
+    _put_content(connection, upload_id, step)
+    return load_uploads(connection, [row])[0]
+
+
+def _put_content(connection: Connection, upload_id: UploadId, step: Advance) -> None:
     if step.parts:
         PUT_PART.run_each(connection, [dump_part(upload_id, part) for part in step.parts])
         _DROP_PARTS_ABOVE.run(connection, {"upload_id": upload_id, "last_number": step.parts[-1].number})
     if step.blocks:
         _PUT_BLOCK.run_each(connection, [dump_block(upload_id, block) for block in step.blocks])
-    return load_uploads(connection, [row])[0]
+
+
+def go_on(connection: Connection, upload: Upload, step: Advance, now: float) -> Upload:
+    if step.to_offset <= upload.offset:
+        raise ValueError("the offset would stay, or fall")
+    bound = {
+        "upload_id": upload.id,
+        "of_epoch": upload.epoch,
+        "from_offset": upload.offset,
+        "to_offset": step.to_offset,
+        "new_tail": step.tail,
+        "new_expires_at": step.expires_at,
+        "now": now,
+    }
+    if not _GO_ON.run(connection, bound):
+        raise Conflict("somebody was at the upload meanwhile")
+    _put_content(connection, upload.id, step)
+    return upload.with_(offset=step.to_offset, expires_at=step.expires_at, updated_at=now)
 
 
 def _refuse_advance(connection: Connection, upload_id: UploadId, epoch: int, start: int, step: Advance) -> NoReturn:

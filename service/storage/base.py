@@ -182,6 +182,11 @@ class Storage(Protocol):
         """Whether `put` is offered. May turn out not to be."""
         ...
 
+    @property
+    def extends(self) -> bool:
+        """Whether `extend` is offered."""
+        ...
+
     async def open(self, *, look: bool = False) -> None:
         """Ready to be used; creates what is missing. Raises StorageError with a clear word.
 
@@ -253,6 +258,20 @@ class Storage(Protocol):
 
         Raises:
             StorageUnavailable: worth a retry; it cannot be told.
+        """
+        ...
+
+    async def extend(
+        self, upload_id: UploadId, ledger: Sequence[Part], data: memoryview, *, epoch: int
+    ) -> Receipt | None:
+        """The data is held behind the ledger, as by one last write of an append, if nobody is there, or was.
+
+        None: somebody is, or was; go by `append`. The writer holds no lease, so bytes that are held
+        count only if what it commits is compared with all that such a one would have changed.
+
+        Raises:
+            StorageFull, StorageUnavailable: worth a retry; part of the data may be there, of no meaning.
+            StorageShort: permanent; what the ledger names is not there.
         """
         ...
 

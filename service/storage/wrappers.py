@@ -133,6 +133,11 @@ class MeteredStorage:
         """See Storage."""
         return self._inner.puts
 
+    @property
+    def extends(self) -> bool:
+        """See Storage."""
+        return self._inner.extends
+
     async def open(self, *, look: bool = False) -> None:
         """See Storage."""
         with self._meter.call("open"):
@@ -176,6 +181,13 @@ class MeteredStorage:
     async def examine(self, upload_id: UploadId, ledger: Sequence[Part], *, older_than: float) -> Backing:
         """See Storage."""
         return await self._inner.examine(upload_id, ledger, older_than=older_than)
+
+    async def extend(
+        self, upload_id: UploadId, ledger: Sequence[Part], data: memoryview, *, epoch: int
+    ) -> Receipt | None:
+        """See Storage."""
+        with self._meter.call("write"):
+            return await self._inner.extend(upload_id, ledger, data, epoch=epoch)
 
     async def put(self, upload_id: UploadId, data: memoryview) -> Stored:
         """See Storage."""

@@ -47,26 +47,17 @@ async def _close_unbegun(request: web.Request, response: web.StreamResponse) -> 
         response.force_close()
 
 
-class _Fields:
-    """The fields as the client sent them, of a request whose body aiohttp knows nothing of."""
-
-    def __init__(self, request: web.Request, length: int) -> None:
-        self._headers = request.headers
-        self._length = length
-
-    def getall(self, key: str, default: list[str]) -> list[str]:
-        """See `Fields`."""
-        low = key.lower()
-        if low == "content-length":
-            return [str(self._length)]
-        return default if low == "transfer-encoding" else list(self._headers.getall(key, default))
-
-
 def fields_of(request: web.Request) -> Fields:
     """The header fields, with the framing as it was sent: `request.headers` tells that of a direct body otherwise."""
     connection = request.get(_CONNECTION)
     length = connection.direct if connection is not None else None
-    return request.headers if length is None else _Fields(request, length)
+    if length is None:
+        return request.headers
+    # of a request whose body aiohttp knows nothing of
+    fields = request.headers.copy()
+    fields["Content-Length"] = str(length)
+    fields.pop("Transfer-Encoding", None)
+    return fields
 
 
 def direct_of(request: web.Request) -> Connection | None:

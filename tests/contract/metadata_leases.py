@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,13 @@ from tests.contract.metadata_values import (
     step,
     use_of,
 )
+
+
+async def left(store: MetadataStore, **changes: Any) -> Upload:
+    """An upload whose first 100 bytes somebody wrote, who gave the lease back with them."""
+    upload, lease = await leased(store, **changes)
+    first = step(100, parts=[part(1, 0, 100)], tail=b"f" * 16, releases=True)
+    return await store.advance(upload.id, epoch=lease.epoch, from_offset=0, step=first, now=NOW)
 
 
 class LeaseContract:
@@ -55,6 +63,50 @@ class LeaseContract:
         await store.release_lease(lease)
         again, _ = await store.acquire_lease(upload.id, "node.2", now=NOW, until=NOW + 10)
         assert (again.ledger, again.tail) == (parts, b"t" * 16)
+
+    async def test_a_writer_without_a_lease_goes_on(self, store: MetadataStore) -> None:
+        """Nobody having come in between, the step is as one under a lease, and the epoch stays."""
+        before = await left(store)
+        moved = step(150, parts=[part(1, 0, 150)], blocks=[block(0)], tail=b"t" * 16, expires_at=NOW + 2 * DAY)
+        upload = await store.go_on(before, moved, now=NOW + 5)
+        assert upload == before.with_(offset=150, expires_at=NOW + 2 * DAY, updated_at=NOW + 5)
+        assert await store.upload(upload.id) == upload
+        again, _ = await store.acquire_lease(upload.id, "node.2", now=NOW, until=NOW + 10)
+        assert (again.ledger, again.tail, again.epoch) == ((part(1, 0, 150),), b"t" * 16, upload.epoch + 1)
+        assert await store.blocks(upload.id) == (block(0),)
+
+    @pytest.mark.parametrize("by", ["holder", "former holder", "dead holder", "end", "doubt", "another"])
+    async def test_a_writer_without_a_lease_is_refused_where_anybody_was(self, store: MetadataStore, by: str) -> None:
+        """Whoever holds the upload, held it, ended it or doubts it: nothing changes by a step without a lease."""
+        upload = await left(store)
+        if by == "holder":
+            await store.acquire_lease(upload.id, "node.2", now=NOW, until=NOW + 10)
+        elif by == "dead holder":
+            await store.acquire_lease(upload.id, "node.2", now=NOW, until=NOW - 10)
+        elif by == "former holder":
+            lease, _ = await store.acquire_lease(upload.id, "node.2", now=NOW, until=NOW + 10)
+            await store.release_lease(lease)
+        elif by == "end":
+            await store.end_upload(upload.id, epoch=None, ending=Ending(State.TERMINATED, NOW))
+        elif by == "doubt":
+            await store.begin_run("r1", "boot 1", unsynced=True)
+            await store.begin_run("r2", "boot 2", unsynced=True)
+        else:
+            await store.go_on(upload, step(120, parts=[part(1, 0, 120)]), now=NOW)
+        is_now = await store.upload(upload.id)
+        with pytest.raises(Conflict):
+            await store.go_on(upload, step(150, parts=[part(1, 0, 150)], blocks=[block(0)]), now=NOW)
+        assert await store.upload(upload.id) == is_now
+        assert await store.blocks(upload.id) == ()
+
+    async def test_the_last_byte_needs_a_lease(self, store: MetadataStore) -> None:
+        """A step without one neither reaches the length nor stays where it is."""
+        upload = await left(store, length=150)
+        with pytest.raises(Conflict):
+            await store.go_on(upload, step(150), now=NOW)
+        with pytest.raises(ValueError, match="offset"):
+            await store.go_on(upload, step(100), now=NOW)
+        assert await store.upload(upload.id) == upload
 
     async def test_a_step_can_give_the_lease_back(self, store: MetadataStore) -> None:
         """The last step of a request releases its lease, and only if it is taken."""

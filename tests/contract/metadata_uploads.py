@@ -332,6 +332,7 @@ class UploadContract:
         event = make_event(file.id, size=1, refs=["x"])
         done = await store.publish(upload.id, epoch=lease.epoch, file=file, events=[event], now=NOW + 9)
         assert done == upload.with_(state=State.READY, updated_at=NOW + 9)
+        assert await store.lease(upload.id) is None
         assert await store.file(file.id) == file
         assert [told for _, told in await store.events()] == [event]
         assert await store.ledger(upload.id) == ()

@@ -324,6 +324,55 @@ class StorageWriting(StorageHooks):
                 ledger = committed(ledger, await appender.flush(last=False))
         assert await unfinished(storage, ledger) == b"abcdef"
 
+    # without a lease
+    async def test_what_is_extended_reads_as_appended(self, storage: Storage) -> None:
+        """Pieces that are put behind the ledger one by one read as those of appends, which go on behind them."""
+        if not storage.extends:
+            return
+        upload_id = new_upload_id()
+        ledger = await appended(storage, upload_id, (), b"abc")
+        for piece in (b"def", b"g"):
+            receipt = await storage.extend(upload_id, ledger, memoryview(piece), epoch=1)
+            assert receipt is not None
+            ledger = committed(ledger, receipt)
+        ledger = await appended(storage, upload_id, ledger, b"hi", epoch=2)
+        assert await unfinished(storage, ledger) == b"abcdefghi"
+        assert await content(storage, await storage.complete(upload_id, ledger, epoch=2)) == b"abcdefghi"
+
+    async def test_nothing_is_extended_where_somebody_is(self, storage: Storage) -> None:
+        """A writer under a lease has the place for itself, and its bytes are not written over."""
+        if not storage.extends:
+            return
+        upload_id = new_upload_id()
+        ledger = await appended(storage, upload_id, (), b"abc")
+        async with storage.append(upload_id, ledger, epoch=2, align=ALIGN) as appender:
+            await appender.write(memoryview(b"1"))
+            assert await storage.extend(upload_id, ledger, memoryview(b"def"), epoch=1) is None
+            await appender.write(memoryview(b"23"))
+            ledger = committed(ledger, await appender.flush(last=False))
+        assert await unfinished(storage, ledger) == b"abc123"
+
+    async def test_nothing_is_extended_where_somebody_was(self, storage: Storage) -> None:
+        """Bytes behind the ledger's end may be a newer writer's: they stay, and an append decides."""
+        if not storage.extends:
+            return
+        upload_id = new_upload_id()
+        before = await appended(storage, upload_id, (), b"abc")
+        after = committed(before, await uncommitted(storage, upload_id, before, b"123", epoch=2))
+        assert await storage.extend(upload_id, before, memoryview(b"def"), epoch=1) is None
+        assert await unfinished(storage, after) == b"abc123"
+
+    async def test_what_is_gone_is_not_extended(self, storage: Storage) -> None:
+        """Where what the ledger names is not there, nothing comes to be behind it."""
+        if not storage.extends:
+            return
+        upload_id = new_upload_id()
+        ledger = await appended(storage, upload_id, (), b"abc")
+        await storage.discard(upload_id)
+        with pytest.raises(StorageShort):
+            await storage.extend(upload_id, ledger, memoryview(b"def"), epoch=1)
+        assert [found async for found in storage.held(older_than=0)] == []
+
     # cancellation
     async def test_a_write_that_is_cancelled_leaves_held_right(self, storage: Storage) -> None:
         """After a cancellation inside a write, the receipt reads as a prefix of what was given."""

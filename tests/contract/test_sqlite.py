@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection
 
 from service.metadata import delivering, reads
 from service.metadata.base import MetadataUnavailable
-from service.metadata.engine import Durability
+from service.metadata.engine import Durability, Transactions
 from service.metadata.migrate import migrate
 from service.metadata.sql import SqlMetadata
 from service.model import Upload, UploadId
@@ -90,16 +90,17 @@ def locked(url: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def commits() -> Iterator[list[Connection]]:
-    """A connection for each commit from now on, of whatever engine."""
-    seen: list[Connection] = []
+def commits(monkeypatch: pytest.MonkeyPatch) -> list[Transactions]:
+    """Whose they are, for each commit of a store from now on."""
+    seen: list[Transactions] = []
+    commit = Transactions.commit
 
-    def note(connection: Connection) -> None:
-        seen.append(connection)
+    def note(transactions: Transactions) -> None:
+        seen.append(transactions)
+        commit(transactions)
 
-    event.listen(Engine, "commit", note)
-    yield seen
-    event.remove(Engine, "commit", note)
+    monkeypatch.setattr(Transactions, "commit", note)
+    return seen
 
 
 async def together(url: str, *calls: Any) -> list[Any]:
@@ -110,7 +111,7 @@ async def together(url: str, *calls: Any) -> list[Any]:
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_waiting_steps_share_a_commit(store: SqlMetadata, url: str, commits: list[Connection]) -> None:
+async def test_waiting_steps_share_a_commit(store: SqlMetadata, url: str, commits: list[Transactions]) -> None:
     """Forty steps that wait together are committed in far fewer transactions, each acknowledged."""
     uploads = [(await leased(store))[0] for _ in range(40)]
     commits.clear()
@@ -153,20 +154,18 @@ async def test_driver_error_is_told_to_one(store: SqlMetadata, url: str) -> None
     assert error.__cause__ is not None
 
 
-async def test_failed_commit_fails_the_group(store: SqlMetadata, url: str) -> None:
+async def test_failed_commit_fails_the_group(store: SqlMetadata, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the commit fails nobody in the group is told a success, nothing of it is there, and the store goes on."""
     uploads = [(await leased(store))[0] for _ in range(4)]
 
-    def fail(_: Connection) -> None:
+    def fail(_: Transactions) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
-    event.listen(Engine, "commit", fail)
-    try:
+    with monkeypatch.context() as failing:
+        failing.setattr(Transactions, "commit", fail)
         results = await together(
             url, *(store.advance(each.id, epoch=1, from_offset=0, step=step(9), now=NOW) for each in uploads)
         )
-    finally:
-        event.remove(Engine, "commit", fail)
     assert {type(result) for result in results} == {MetadataUnavailable}
     assert [upload.offset for upload in (await store.uploads([each.id for each in uploads])).values()] == [0] * 4
     moved = await store.advance(uploads[0].id, epoch=1, from_offset=0, step=step(9), now=NOW)
@@ -263,7 +262,7 @@ async def test_who_waits_for_a_lock_waits_once(url: str) -> None:
     async with opened(url, busy_seconds=0.2) as store:
         with locked(url):
             first = asyncio.ensure_future(created(store))
-            while store._writer._connection is None or not store._writer._queue.empty():
+            while store._writer._opened is None or not store._writer._queue.empty():
                 await asyncio.sleep(0)
             others = [asyncio.ensure_future(created(store)) for _ in range(200)]
             await asyncio.wait({first})

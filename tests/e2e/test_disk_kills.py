@@ -76,6 +76,19 @@ def in_requests(client: Client, killed: AbstractContextManager[object]) -> None:
     client.until(lambda: list(client.left().values()) == [len(SOURCE)], "debris")
 
 
+def in_pieces(client: Client, killed: AbstractContextManager[object]) -> None:
+    """2.5 MiB in pieces that are written without a lease but for the first and the last."""
+    content = SOURCE[: 5 * MIB // 2]
+    with killed:
+        sending = Sending(client, content)
+        sending.create()
+        for end in range(MIB // 2, len(content) + 1, MIB // 2):
+            sending.send(end)
+        sending.look()
+    sending.download(content)
+    client.until(lambda: list(client.left().values()) == [len(content)], "debris")
+
+
 def joined(client: Client, killed: AbstractContextManager[object]) -> None:
     """6 MiB and 1 MiB, joined: ready, by itself, and right; beside the partials there is one file."""
     scenarios.join(client, killed)
@@ -91,6 +104,11 @@ def at_once(client: Client, killed: AbstractContextManager[object]) -> None:
 def test_C1_an_upload_becomes_a_file_once(clients: list[Client]) -> None:
     """12 MiB in three requests: wherever it dies, no offset falls, and the file comes and is right."""
     kill_at_each(clients, in_requests, among={"create_upload", "advance", "publish", "fsync", "rename"})
+
+
+def test_C1_an_upload_in_small_pieces_becomes_a_file(clients: list[Client]) -> None:
+    """2.5 MiB in five requests, of which three need no lease: no offset falls, and the file is right."""
+    kill_at_each(clients, in_pieces, among={"create_upload", "advance", "go_on", "publish"})
 
 
 def test_C1_a_file_comes_of_one_request_onto_a_disk(clients: list[Client]) -> None:

@@ -7,8 +7,8 @@ import pytest
 from service import carrying
 from service.carrying import Carried
 from service.hashing import BlockHasher
-from service.model import Upload
-from tests.contract.metadata_values import make_upload
+from service.model import Part, Upload
+from tests.contract.metadata_values import make_upload, part
 
 BLOCK = 100
 
@@ -51,6 +51,37 @@ def test_a_state_of_another_offset_is_not_used() -> None:
     assert kept.take(upload.with_(offset=140), hasher.tail(130)) is None
     kept.keep(upload.with_(offset=120), hashed(130))
     assert kept._kept == {}
+
+
+def test_who_goes_on_takes_all_that_was_left_once() -> None:
+    """What a whole request left is there for one that looks, and gone for the next once one has taken it."""
+    kept, upload, ledger = Carried(), upload_at(130), (part(1, 0, 130),)
+    kept.keep(upload, hashed(130), ledger)
+    left = kept.left(upload.id)
+    assert left is not None
+    assert (left.upload, left.ledger) == (upload, ledger)
+    assert kept.take_left(left)
+    assert not kept.take_left(left)
+    assert kept.left(upload.id) is None
+
+
+@pytest.mark.parametrize("ledger", [None, tuple(part(n, n, n + 1) for n in range(9))], ids=["cut", "long"])
+def test_what_was_cut_or_is_long_is_looked_at_first(ledger: tuple[Part, ...] | None) -> None:
+    """Without a ledger, or with a long one, only the hash state is left."""
+    kept, upload, hasher = Carried(), upload_at(130), hashed(130)
+    kept.keep(upload, hasher, ledger)
+    assert kept.left(upload.id) is None
+    assert kept.take(upload, hasher.tail(130)) is hasher
+
+
+def test_what_somebody_took_is_not_left() -> None:
+    """Who goes the long way has the state; who looked before that goes the long way too."""
+    kept, upload, hasher = Carried(), upload_at(130), hashed(130)
+    kept.keep(upload, hasher, (part(1, 0, 130),))
+    left = kept.left(upload.id)
+    assert left is not None
+    assert kept.take(upload, hasher.tail(130)) is hasher
+    assert not kept.take_left(left)
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

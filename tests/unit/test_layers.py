@@ -54,6 +54,7 @@ LAYERS: Final = {
     "service.storage.parts": 0,
     "service.storage.s3": 2,
     "service.at_once": 3,
+    "service.onward": 3,
     "service.carrying": 0,
     "service.claiming": 3,
     "service.delivery": 3,

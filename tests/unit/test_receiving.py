@@ -14,6 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from service import hashing
+from service.carrying import Carried
 from service.hashing import ALGORITHMS
 from service.metadata.base import Advance, Lease, MetadataStore
 from service.metadata.migrate import migrate
@@ -213,6 +214,7 @@ class Bench:
             Clock(step),
             Metrics("1"),
             lambda _: None,
+            Carried(),
         )
         received = await receiver.receive(self.upload, self.lease, intake, body, claims)
         self.upload = received.upload

@@ -18,7 +18,7 @@ from tests.web.under_way import begin, until
 
 pytestmark = pytest.mark.parametrize("body_path", ["fast", "plain"], indirect=True)
 #: what is done to an upload, as opposed to a sweep
-CHANGES = {"create_upload", "create_ready", "acquire", "release", "advance", "publish", "end_upload"}
+CHANGES = {"create_upload", "create_ready", "acquire", "release", "advance", "go_on", "publish", "end_upload"}
 CONTENT = random.Random(7).randbytes(60_000)
 
 

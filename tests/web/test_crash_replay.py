@@ -30,7 +30,7 @@ CONTENT = some_bytes(3 * BLOCK + 3000)
 ENDS = (BLOCK + 500, 2 * BLOCK + 10, len(CONTENT))
 SMALL = b"another upload, whose end syncs the log of the database"
 #: commits of what a client is told of; others change leases only
-_TOLD = frozenset({"create_upload", "create_ready", "advance", "publish"})
+_TOLD = frozenset({"create_upload", "create_ready", "advance", "go_on", "publish"})
 
 
 @dataclass

@@ -55,6 +55,7 @@ class FilesystemStorage:
     def __init__(self, root: Path, *, durability: str, threads: int = 8, reserve_bytes: int = 0) -> None:
         #: until it is found that the file system has no hard links
         self.puts = True
+        self.extends = True
         self._layout = Layout(root, Durability(durability), reserve_bytes)
         self._writers = Threads(threads, "attachd-write")
         self._helpers = Threads(threads, "attachd-disk")
@@ -112,13 +113,24 @@ class FilesystemStorage:
         fence: Fence | None = None,
     ) -> AsyncIterator[DiskAppender]:
         """See `Storage.append`. All that is held can be read, so `align` changes nothing."""
-        appender = DiskAppender(
-            self._layout, self._writers, self._helpers, upload_id, ledger, epoch=epoch, observe=observe, fence=fence
-        )
+        appender = self._appender(upload_id, ledger, epoch=epoch, observe=observe, fence=fence)
         try:
             yield appender
         finally:
             await appender.close()
+
+    def _appender(
+        self,
+        upload_id: UploadId,
+        ledger: Sequence[Part],
+        *,
+        epoch: int,
+        observe: Observer | None = None,
+        fence: Fence | None = None,
+    ) -> DiskAppender:
+        return DiskAppender(
+            self._layout, self._writers, self._helpers, upload_id, ledger, epoch=epoch, observe=observe, fence=fence
+        )
 
     def read_upload(self, ledger: Sequence[Part], start: int, end: int) -> AsyncIterator[bytes]:
         """See `Storage.read_upload`."""
@@ -129,6 +141,13 @@ class FilesystemStorage:
         before = time.time() - older_than
         with translated("looking"):
             return await self._helpers.run(partial(examining.examine, self._layout, upload_id, ledger, before))
+
+    async def extend(
+        self, upload_id: UploadId, ledger: Sequence[Part], data: memoryview, *, epoch: int
+    ) -> Receipt | None:
+        """See `Storage.extend`."""
+        appender = self._appender(upload_id, ledger, epoch=epoch)
+        return await self._writers.run(lambda: appender.extend(data))
 
     async def put(self, upload_id: UploadId, data: memoryview) -> Stored:
         """See `Storage.put`."""

@@ -156,6 +156,18 @@ class DiskAppender:
             self._failed = True
             raise
 
+    def extend(self, data: memoryview) -> Receipt | None:
+        """See `Storage.extend`. Blocking."""
+        try:
+            with translated("opening a segment"):
+                self._go_on()
+            if self._fd is None:
+                return None
+            self._write(data, last=True)
+            return self._receipt(self._written)
+        finally:
+            self._close()
+
     async def held(self) -> Receipt:
         """See `Appender.held`."""
         written = self._written

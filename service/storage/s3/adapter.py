@@ -69,6 +69,8 @@ class S3Storage:
     name = "s3"
     #: a file without a record could not be told there from one whose record was lost
     puts = False
+    #: nothing but parts can be added
+    extends = False
 
     def __init__(
         self,
@@ -266,6 +268,12 @@ class S3Storage:
         """See `Storage.examine`. What no ledger names goes with the upload, and is not asked for."""
         await self._own()
         return Backing(await examining.backed(self._calls, upload_id, ledger))
+
+    async def extend(
+        self, upload_id: UploadId, ledger: Sequence[Part], data: memoryview, *, epoch: int
+    ) -> Receipt | None:
+        """See `Storage.extend`."""
+        return None
 
     async def put(self, upload_id: UploadId, data: memoryview) -> Stored:
         """See `Storage.put`."""
