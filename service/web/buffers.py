@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 #: what storage likes to be handed at once
@@ -55,8 +57,20 @@ class BufferPool:
     def give(self, buffer: bytearray) -> None:
         """The buffer is not used any more; all are served that it, or the room it leaves, is enough for."""
         self.used_bytes -= len(buffer)
+        self._put(buffer)
+        self._serve()
+
+    def part_with(self, buffer: bytearray) -> Callable[[], None]:
+        """The buffer counts against a limit of somebody else's now, who calls what is returned, once, after its use."""
+        self.used_bytes -= len(buffer)
+        self._serve()
+        return partial(self._put, buffer)
+
+    def _put(self, buffer: bytearray) -> None:
         if len(buffer) == BUFFER_BYTES and len(self._free) < _KEEP:
             self._free.append(buffer)
+
+    def _serve(self) -> None:
         while self._waiters:
             waiter, wanted = self._waiters[0]
             if not waiter.done():
