@@ -160,7 +160,11 @@ class Stalls(Fault):
         self._go.set()
 
 
-@pytest.mark.parametrize("again", [None, status(500), slow_down(), error("BadDigest", 400)], ids=str)
+@pytest.mark.parametrize(
+    "again",
+    [None, status(500), slow_down(), error("BadDigest", 400)],
+    ids=["once", "then 500", "then SlowDown", "then BadDigest"],
+)
 async def test_a_part_that_stalled_half_sent_is_sent_again_as_it_was(s3: Bucket, again: Fault | None) -> None:
     """A store that stops in the middle of a part, resets, and perhaps fails once more, gets the same bytes again.
 
@@ -251,7 +255,7 @@ async def test_a_write_that_is_cancelled_while_it_waits_for_a_thread_gives_its_b
     await asyncio.wait({writing})
     busy.release()
 
-    assert (lender.kept, lender.back, seen) == (1, 1, b"")
+    assert (lender.kept, lender.back, bytes(seen)) == (1, 1, b"")
     assert storage._memory.used == 0
 
 
