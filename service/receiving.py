@@ -53,6 +53,10 @@ class Body(Protocol):
         """The next bytes, valid until the next call; None at the end, whatever the reason."""
         ...
 
+    def keep(self) -> Callable[[], None] | None:
+        """See `storage.base.Keep`, for the bytes that `read` handed out last."""
+        ...
+
     #: whether `whole` waited, and in vain
     waited: bool
 
@@ -227,6 +231,7 @@ class Receiver:
                 align=upload.block_size,
                 observe=None if progress.light else progress.observe,
                 fence=partial(self._check_fence, lease),
+                keep=body.keep,
             ) as appender:
                 problem = await self._take(progress, appender, body, claims)
         except StorageShort:
@@ -319,6 +324,9 @@ class Receiver:
         hasher = await self._hasher(progress)
         if progress.light:
             progress.observe(piece)
+        # storage may keep the piece, and what it has kept may be over with when it returns
+        head = bytes(piece[: SNIFF_BYTES - len(progress.head)]) if progress.start == 0 else b""
+        size = len(piece)
         try:
             await appender.write(piece, last=last)
         except (StorageFull, StorageUnavailable):
@@ -327,12 +335,11 @@ class Receiver:
                 progress.blocks += hasher.take_finished()
                 await self._commit_prefix(progress, await appender.held())
             raise
-        progress.written += len(piece)
-        if progress.start == 0 and len(progress.head) < SNIFF_BYTES:
-            progress.head += piece[: SNIFF_BYTES - len(progress.head)]
-        self._metrics.hashed("xxh128", len(piece))
+        progress.written += size
+        progress.head += head
+        self._metrics.hashed("xxh128", size)
         if progress.upload.strong_hash:
-            self._metrics.hashed("sha256", len(piece))
+            self._metrics.hashed("sha256", size)
         progress.blocks += hasher.take_finished()
 
     async def _commit_sometimes(self, progress: Progress, appender: Appender) -> None:

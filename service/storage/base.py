@@ -24,6 +24,10 @@ from service.model import Part, UploadId
 Fence = Callable[[], Awaitable[object]]
 #: Called in order with each run of bytes as it is written; may run in a thread of the adapter's.
 Observer = Callable[[memoryview], None]
+#: Makes the bytes that are being written stay as they are until what it returns is called, which is to be
+#: done once, in the event loop, and by nobody who may still read them; not to be called at all where they are
+#: lost sight of. None: they cannot be kept, and are to be copied.
+Keep = Callable[[], Callable[[], None] | None]
 
 
 class StorageError(Exception):
@@ -110,7 +114,7 @@ class Appender(Protocol):
     """One request's writes to one upload, from `Storage.append`."""
 
     async def write(self, data: memoryview, *, last: bool = False) -> None:
-        """Take data as the next bytes. The buffer may be reused once this returns.
+        """Take data as the next bytes. The buffer may be reused once this returns, if it was not kept.
 
         Args:
             last: of this append; an adapter may give up its place already.
@@ -217,6 +221,7 @@ class Storage(Protocol):
         align: int,
         observe: Observer | None = None,
         fence: Fence | None = None,
+        keep: Keep | None = None,
     ) -> AbstractAsyncContextManager[Appender]:
         """An Appender whose first byte follows the last byte of the ledger.
 
@@ -233,6 +238,8 @@ class Storage(Protocol):
             fence: called once the adapter has the place to itself and before the first byte is written
                 where others may have written, and perhaps again before later writes. If the lease holds
                 then, nobody newer was here before, and bytes behind the ledger's end are nobody's.
+            keep: for who would rather have the buffers that are written than copy them; called within a
+                write, at most once in each, for all of its bytes. Whoever wrote them reads them no more.
 
         Raises:
             StorageShort, StorageStale: here or with the first write, see there.

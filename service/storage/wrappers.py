@@ -11,6 +11,7 @@ from service.storage.base import (
     Backing,
     Fence,
     Held,
+    Keep,
     Observer,
     Receipt,
     Storage,
@@ -167,10 +168,11 @@ class MeteredStorage:
         align: int,
         observe: Observer | None = None,
         fence: Fence | None = None,
+        keep: Keep | None = None,
     ) -> AsyncIterator[Appender]:
         """See Storage."""
         async with self._inner.append(
-            upload_id, ledger, epoch=epoch, align=align, observe=observe, fence=fence
+            upload_id, ledger, epoch=epoch, align=align, observe=observe, fence=fence, keep=keep
         ) as appender:
             yield _MeteredAppender(appender, self._meter)
 

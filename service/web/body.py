@@ -155,6 +155,9 @@ class EmptyBody:
     async def read(self) -> memoryview | None:
         return None
 
+    def keep(self) -> None:
+        return None
+
     async def whole(self) -> memoryview | None:
         return None
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from mmap import MAP_PRIVATE, mmap
 from typing import Final
 
@@ -73,7 +75,20 @@ class BufferPool:
     def give(self, buffer: Buffer) -> None:
         """The buffer is not used any more; all are served that it, or the room it leaves, is enough for."""
         self.used_bytes -= len(buffer)
-        (self._large if len(buffer) == BUFFER_BYTES else self._small).put(buffer)
+        self._put(buffer)
+        self._serve()
+
+    def part_with(self, buffer: Buffer) -> Callable[[], None]:
+        """The buffer counts against a limit of somebody else's now, who calls what is returned, once, after its use."""
+        self.used_bytes -= len(buffer)
+        self._serve()
+        return partial(self._put, buffer)
+
+    def _put(self, buffer: Buffer) -> None:
+        if self.used_bytes + self.free_bytes + len(buffer) <= self.limit_bytes:
+            (self._large if len(buffer) == BUFFER_BYTES else self._small).put(buffer)
+
+    def _serve(self) -> None:
         while self._waiters:
             waiter, wanted = self._waiters[0]
             if not waiter.done():

@@ -58,6 +58,8 @@ class Gathering(ABC):
         self._filling: Buffer | None = None
         self._fill = 0
         self._lent: Buffer | None = None
+        #: whether the bytes that were handed out last fill the buffer they are in
+        self._lent_full = False
         #: the timer that hands on a part of a buffer, the buffer that it is for, and whether that is due
         self._linger: asyncio.TimerHandle | None = None
         self._lingering: Buffer | None = None
@@ -80,8 +82,16 @@ class Gathering(ABC):
             self._wanted.clear()
             await self._wanted.wait()
         view, self._lent = self._ready.popleft()
+        self._lent_full = self._lent is not None and len(view) == len(self._lent) == BUFFER_BYTES
         self._has_room()
         return view
+
+    def keep(self) -> Callable[[], None] | None:
+        # what is held counts by its bytes, so none of the room that goes with them may be empty
+        if self._lent is None or not self._lent_full:
+            return None
+        buffer, self._lent = self._lent, None
+        return self._pool.part_with(buffer)
 
     @property
     def over(self) -> bool:

@@ -10,7 +10,7 @@ from botocore.auth import S3SigV4Auth
 
 from service.storage.base import StorageError, StorageShort, StorageStale
 from service.storage.s3 import S3Storage
-from service.storage.s3.segments import digest_of
+from service.storage.s3.chunks import digest_of
 from tests.contract.buckets import MIB, PART, PREFIX, Bucket, Upload, bucket_of, forget_tails, some_bytes
 from tests.contract.storage_values import gathered, unfinished
 from tests.stores.calls import Call

@@ -52,6 +52,8 @@ class Call:
     range: str | None = None
     #: what came along with temporary credentials
     session_token: str | None = None
+    #: whether the client waits with the body until it is told to go on
+    announced: bool = False
     #: of the body, as far as the client has sent it
     bytes_sent: int = 0
     #: what was answered; None: nothing yet, or nothing ever
@@ -77,6 +79,7 @@ def read_call(head: Head) -> Call:
         upload_id=query.get("uploadid"),
         range=head.get("range") or head.get("x-amz-copy-source-range"),
         session_token=head.get("x-amz-security-token"),
+        announced=head.get("expect") is not None,
     )
 
 

@@ -80,6 +80,34 @@ async def test_a_large_one_serves_many_small_ones() -> None:
     assert pool.used_bytes == 5 * SMALL_BYTES
 
 
+async def test_one_that_is_parted_with_makes_room_and_comes_back() -> None:
+    """A buffer that somebody else accounts for serves who waits, and is used again only when it is given up."""
+    pool = BufferPool(BUFFER_BYTES + SMALL_BYTES)
+    kept = await pool.take(BUFFER_BYTES)
+    small = await pool.take(1)
+    waiting = await _waiting(pool, 1)
+    release = pool.part_with(kept)
+    async with asyncio.timeout(1):
+        other = await waiting
+    assert pool.used_bytes == 2 * SMALL_BYTES
+
+    pool.give(other)
+    pool.give(small)
+    assert await pool.take(BUFFER_BYTES) is not kept
+    pool.give(await pool.take(1))
+    release()
+    assert pool.used_bytes == BUFFER_BYTES
+
+
+async def test_one_that_came_back_is_used_again() -> None:
+    """Who parts with a buffer for a while does not pay for another one."""
+    pool = BufferPool(4 * BUFFER_BYTES)
+    kept = await pool.take(BUFFER_BYTES)
+    pool.part_with(kept)()
+    assert pool.used_bytes == 0
+    assert await pool.take(BUFFER_BYTES) is kept
+
+
 async def test_first_come_first_served() -> None:
     """A newcomer does not overtake one that waits, though there is room."""
     pool, taken = await _full(SMALL_BYTES)

@@ -65,6 +65,9 @@ class Content:
         self._next += 1
         return memoryview(self.pieces[self._next - 1])
 
+    def keep(self) -> None:
+        return None
+
     async def whole(self) -> memoryview | None:
         return None
 
@@ -110,9 +113,9 @@ class Shelf:
 
     @asynccontextmanager
     async def append(
-        self, upload_id: str, ledger: Sequence[Part], *, epoch: int, align: int, observe: Observer | None, fence: Any
+        self, upload_id: str, ledger: Sequence[Part], *, epoch: int, align: int, observe: Observer | None, **others: Any
     ) -> AsyncIterator[Appender]:
-        await fence()
+        await others["fence"]()
         yield ShelfAppender(self, list(ledger), epoch, observe)
 
     async def drop(self, upload_id: str, keys: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 import time
 from collections.abc import AsyncIterator
 from itertools import pairwise
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.contract.buckets import Waits, some_bytes
-from tests.stores.faults import hold, status
+from tests.stores.faults import cut_request, hold, status
 from tests.stores.faulty import FaultyStore
 from tests.stores.servers import Store
 from tests.web.harness import OCTETS, TUS, b64
@@ -72,6 +73,30 @@ async def test_o1_passing_trouble_is_not_the_clients(s3: S3Site) -> None:
     for number in (1, 2, 3):
         s3.faulty.fault("upload_part", part_number=number, what=status(500))
     assert (await s3.patch(path, 0, content)).status == 204
+    assert await s3.here.stored(path) == content
+
+
+async def test_o1_a_part_that_stalls_is_sent_again_as_it_came(s3: S3Site) -> None:
+    """O1: A store that takes no part of an upload while others go through, then resets, has each one's own bytes.
+
+    The others were received into whatever buffers were free meanwhile.
+    """
+    content = some_bytes(3 * PART)
+    path = await s3.here.create(len(content))
+    name = s3.here.upload_id(path)[:15]
+    stalled = threading.Event()
+    s3.faulty.fault("upload_part", what=Waits(cut_request(MIB), stalled.wait), times=3, key=name)
+    slow = asyncio.ensure_future(s3.patch(path, 0, content))
+    await s3.wait_for("upload_part", 3)
+    assert s3.memory.used == len(content)
+    others = [some_bytes(2 * PART + MIB + number, seed=number + 2) for number in range(3)]
+    for other in others:
+        through = await s3.here.create(len(other))
+        assert (await s3.patch(through, 0, other)).status == 204
+        assert await s3.here.stored(through) == other
+    assert not slow.done()
+    stalled.set()
+    assert (await slow).status == 204
     assert await s3.here.stored(path) == content
 
 

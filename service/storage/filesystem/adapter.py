@@ -20,6 +20,7 @@ from service.storage.base import (
     Backing,
     Fence,
     Held,
+    Keep,
     Observer,
     Receipt,
     StorageError,
@@ -111,8 +112,9 @@ class FilesystemStorage:
         align: int,
         observe: Observer | None = None,
         fence: Fence | None = None,
+        keep: Keep | None = None,
     ) -> AsyncIterator[DiskAppender]:
-        """See `Storage.append`. All that is held can be read, so `align` changes nothing."""
+        """See `Storage.append`. All that is held can be read, so `align` changes nothing; nothing needs to be kept."""
         appender = self._appender(upload_id, ledger, epoch=epoch, observe=observe, fence=fence)
         try:
             yield appender

@@ -1,9 +1,10 @@
 """Files in an S3-compatible bucket.
 
-Bytes leave from memory, in parts of one size cut by offset, as soon as a part is full; nothing is
-written to disk here. What does not fill a part when a request ends becomes a tail segment, an
-object that is written once; a later request goes on behind it, and when the part is full it goes
-up whole and the segments are dropped. `naming` tells what lies where.
+Bytes leave from memory, in parts of one size cut by offset, as soon as a part is full, and where
+that can be from the buffers they were received into; nothing is written to disk here. What does
+not fill a part when a request ends becomes a tail segment, an object that is written once; a later
+request goes on behind it, and when the part is full it goes up whole and the segments are dropped.
+`naming` tells what lies where.
 
     client    the boto3 client, and what its errors mean
     calls     every call, in a thread, counted, tried again where that helps

@@ -16,6 +16,7 @@ from service.storage.base import (
     Backing,
     Fence,
     Held,
+    Keep,
     Observer,
     Receipt,
     StorageError,
@@ -231,6 +232,7 @@ class S3Storage:
         align: int,
         observe: Observer | None = None,
         fence: Fence | None = None,
+        keep: Keep | None = None,
     ) -> AsyncIterator[S3Appender]:
         """See `Storage.append`."""
         await self._own()
@@ -249,6 +251,7 @@ class S3Storage:
             epoch=epoch,
             observe=observe,
             fence=fence,
+            keep=keep,
         )
         try:
             yield appender

@@ -13,20 +13,20 @@ what was stored beyond that is nobody's (lesson O1).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from service.clock import Clock
 from service.model import Part, UploadId
-from service.storage.base import Fence, Observer, Receipt, StorageError, StorageFull
+from service.storage.base import Fence, Keep, Observer, Receipt, StorageError, StorageFull
 from service.storage.parts import MOST_PARTS, merged_segments
 from service.storage.s3 import naming
 from service.storage.s3.calls import Calls
 from service.storage.s3.chunks import Chunks
 from service.storage.s3.memory import Memory
-from service.storage.s3.segments import Segments, digest_of
+from service.storage.s3.segments import Segments
 from service.storage.threads import Threads
 
 #: parts of one request that are on their way at once
@@ -79,6 +79,7 @@ class S3Appender:
         epoch: int,
         observe: Observer | None,
         fence: Fence | None,
+        keep: Keep | None,
     ) -> None:
         self._calls = calls
         self._memory = memory
@@ -89,6 +90,7 @@ class S3Appender:
         self._epoch: Final = epoch
         self._observe = observe
         self._fence = fence
+        self._keep = keep
         parts = [part for part in ledger if naming.multipart_of(part) is not None]
         self._start: Final = ledger[-1].end if ledger else 0
         # what is stored of a first part that was to be larger is not cut again
@@ -118,6 +120,7 @@ class S3Appender:
 
     async def write(self, data: memoryview, *, last: bool = False) -> None:
         """See `Appender.write`."""
+        whole = len(data)
         while data:
             self._raise_if_failed()
             slot = self._slots[-1]
@@ -125,31 +128,46 @@ class S3Appender:
             if room:
                 piece = data[:room]
                 await self._memory.take(len(piece))
-                await self._gather(slot, piece)
+                # a buffer that two parts would share is copied
+                kept = self._keep() if self._keep is not None and len(piece) == whole else None
+                await self._gather(slot, piece, kept)
                 data = data[len(piece) :]
             # a file that ends with its first part needs no multipart upload
             if len(data) or slot.index or self._multipart is not None:
                 await self._next_slot_if_full(slot)
 
-    async def _gather(self, slot: _Slot, piece: memoryview) -> None:
-        """Observed and copied, or neither; the memory for it has been taken."""
+    async def _gather(self, slot: _Slot, piece: memoryview, kept: Callable[[], None] | None) -> None:
+        """Observed and held, or neither; the memory for it has been taken.
+
+        Args:
+            kept: gives back the buffer that the piece is in; None: it is copied.
+        """
         before = self._end
 
         def work() -> None:
             if self._observe is not None:
                 self._observe(piece)
-            slot.buffer.append(piece)
+            if kept is None:
+                slot.buffer.append(piece)
+            else:
+                slot.buffer.keep(piece, kept)
             self._end += len(piece)
 
         if not slot.buffer:
             slot.gathered_at = self._clock.monotonic()
         self._gathering = True
         try:
-            await self._workers.run(work)
+            if self._observe is None:
+                # a thread would cost more than the work, and have the bytes in no cache
+                work()
+            else:
+                await self._workers.run(work)
         finally:
             self._gathering = False
             if self._end == before:
                 self._memory.give(len(piece))
+                if kept is not None:
+                    kept()
             else:
                 self._memory.look_again()
 
@@ -299,7 +317,7 @@ class S3Appender:
 
     async def _upload(self, slot: _Slot, buffer: Chunks, *, whole: bool) -> None:
         body = await self._segments.joined(slot.segments, buffer)
-        digest = await self._workers.run(lambda: digest_of(body))
+        digest = await self._segments.digest(body)
         number, end = slot.index + 1, slot.start + len(body)
         if whole:
             await self._check_fence()

@@ -12,7 +12,6 @@ import asyncio
 import copy
 import functools
 import random
-from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,12 +22,11 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
-from service import hashing
 from service.clock import Clock
 from service.storage.base import Fence, StorageShort
 from service.storage.s3 import naming
 from service.storage.s3.advice import head_alone
-from service.storage.s3.chunks import Chunks, pieces_of
+from service.storage.s3.chunks import Chunks, crc32c_of
 from service.storage.s3.client import (
     Fault,
     S3Options,
@@ -229,12 +227,7 @@ class Calls:
 
     @staticmethod
     def _checksum(data: bytes | Chunks, *, checked: bool) -> dict[str, Any]:
-        if not checked:
-            return {}
-        crc = hashing.checksum("crc32c")
-        for piece in pieces_of(data):
-            crc.update(memoryview(piece))
-        return {"ChecksumCRC32C": b64encode(crc.digest()).decode("ascii")}
+        return {"ChecksumCRC32C": crc32c_of(data)} if checked else {}
 
     async def get(self, key: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of the object, end > start. Raises StorageShort: they are not there."""

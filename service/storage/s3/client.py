@@ -6,6 +6,7 @@ by another upload meanwhile. `calls` has them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -93,12 +94,24 @@ def make_client(
     )
     session = session or boto3.session.Session()
     endpoint = options.public_endpoint or options.endpoint if public else options.endpoint
-    return session.client(
+    client = session.client(
         "s3",
         region_name=options.region or session.region_name or "us-east-1",
         endpoint_url=endpoint,
         config=config,
     )
+    client.meta.events.register_last("before-call.s3", _send_at_once)
+    return client
+
+
+def _send_at_once(params: Mapping[str, Any], **_others: object) -> None:
+    """A body is not announced and then waited with, unless it went out before and had to be sent again.
+
+    That would take a round trip for each part, and botocore reads the answer to it byte by byte. The
+    second time a store that refuses it shall be able to say so, which one that hangs up cannot.
+    """
+    if not getattr(params.get("body"), "begun", False):
+        params["headers"].pop("Expect", None)
 
 
 class StoreRefused(StorageUnavailable):

@@ -7,25 +7,16 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
-from service import hashing
 from service.model import Part
 from service.storage.base import StorageShort
 from service.storage.s3 import naming
 from service.storage.s3.calls import Calls
-from service.storage.s3.chunks import Chunks, Recycler, pieces_of
+from service.storage.s3.chunks import Chunks, Recycler, digest_of, pieces_of
 from service.storage.s3.memory import Memory
 from service.storage.threads import Threads
 
 #: segments of one part that are fetched at once
 _AT_ONCE: Final = 8
-
-
-def digest_of(data: bytes | Chunks) -> bytes:
-    """What the ledger keeps of every piece, so that damage at rest is seen when it is read back."""
-    digest = hashing.checksum("xxh128")
-    for piece in pieces_of(data):
-        digest.update(memoryview(piece))
-    return digest.digest()
 
 
 class Segments:
@@ -40,12 +31,17 @@ class Segments:
 
     def chunks(self) -> Chunks:
         """A run of bytes, empty so far."""
-        return Chunks(self._recycler)
+        return Chunks(self._recycler, checked=self._calls.checksums)
+
+    async def digest(self, data: Chunks) -> bytes:
+        """See `digest_of`; in a thread where it takes a while."""
+        known = data.digest
+        return known if known is not None else await self._workers.run(lambda: digest_of(data))
 
     async def store(self, name: str, start: int, data: Chunks, *, epoch: int) -> Part:
         """A new segment; its number is for the caller to give."""
         key = naming.fresh_tail_key(name)
-        digest = await self._workers.run(lambda: digest_of(data))
+        digest = await self.digest(data)
         etag = await self._calls.put(key, data)
         return Part(0, start, start + len(data), naming.object_part_key(key), etag, digest, epoch)
 
