@@ -25,7 +25,7 @@ _MOST_PARTS: Final = 8
 class Left:
     """How a request left an upload."""
 
-    #: as it was committed, by this process
+    #: as it was committed, by this process; without what a client wrote about it, which may be long
     upload: Upload
     #: of the bytes up to its offset
     hasher: BlockHasher
@@ -48,6 +48,7 @@ class Carried:
         if hasher.end != upload.offset:
             return
         short = ledger is not None and len(ledger) <= _MOST_PARTS
+        upload = upload.with_(metadata=None, filename=None, media_type=None, concat=None)
         self._kept[upload.id] = Left(upload, hasher, ledger if short else None)
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)

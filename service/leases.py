@@ -56,9 +56,11 @@ class NotFree(Exception):
 class Holder:
     """A request that holds a lease in this process, or is about to."""
 
-    def __init__(self, stop: Callable[[], None], silence: Callable[[], float] | None) -> None:
+    def __init__(self, stop: Callable[[], None], silence: Callable[[], float] | None, arrived: float) -> None:
         self.stop = stop
         self._silence = silence
+        #: by the clock of the event loop: when its request came
+        self.arrived = arrived
         #: by the clock of the event loop
         self.began = 0.0
         #: of its lease
@@ -119,6 +121,7 @@ class Leases:
         stop: Callable[[], None],
         silent_seconds: Callable[[], float] | None = None,
         judge: Judge | None = None,
+        arrived: float | None = None,
     ) -> AsyncIterator[tuple[Lease, Upload]]:
         """The lease, and the upload as committed by whoever held it before.
 
@@ -127,14 +130,16 @@ class Leases:
             silent_seconds: of a writer, how long ago it got its last byte.
             judge: decides before anything changes, which saves looking at the upload first; see
                 `MetadataStore.acquire_lease`. Nobody is asked to stop then.
+            arrived: by the clock of the event loop, if the request came before it asks: of those of
+                this process only older ones are asked to stop.
 
         Raises:
             NotFree: there is a judge, and somebody holds the upload, or it is not live.
-            Refusal: locked (423), worth a retry, when the holder cannot be stopped in time (T-0D2).
+            Refusal: locked (423), worth a retry, when the holder cannot be stopped in time (T-0D2), or came later.
             MetadataUnavailable: worth a retry; it did not answer in time, so nobody knows of a holder.
             Conflict: the upload is not live any more.
         """
-        holder = Holder(stop, silent_seconds)
+        holder = Holder(stop, silent_seconds, asyncio.get_running_loop().time() if arrived is None else arrived)
         lease, upload = await self._acquire(upload_id, holder, judge)
         try:
             yield lease, upload
@@ -161,7 +166,7 @@ class Leases:
         queue = self._queues.setdefault(upload_id, _Queue())
         try:
             async with asyncio.timeout(self._patience_seconds), queue.turn:
-                taken, asked = await self._take_when_free(upload_id, owner, queue, judge)
+                taken, asked = await self._take_when_free(upload_id, owner, queue, judge, holder.arrived)
                 holder.began = asyncio.get_running_loop().time()
                 holder.epoch = taken[0].epoch
                 self._holders[upload_id] = holder
@@ -178,7 +183,7 @@ class Leases:
         return taken
 
     async def _take_when_free(
-        self, upload_id: UploadId, owner: str, queue: _Queue, judge: Judge | None
+        self, upload_id: UploadId, owner: str, queue: _Queue, judge: Judge | None, arrived: float
     ) -> tuple[tuple[Lease, Upload], bool]:
         """The lease, and whether a holder had to be asked for it."""
         queue.held = False
@@ -191,7 +196,7 @@ class Leases:
                 if isinstance(error, Conflict):
                     raise
                 queue.held = True
-                await self._ask(upload_id)
+                await self._ask(upload_id, arrived)
 
     async def _take(self, upload_id: UploadId, owner: str, now: float, judge: Judge | None) -> tuple[Lease, Upload]:
         """The lease; if the caller gives up meanwhile, a lease that comes too late is given back."""
@@ -210,10 +215,12 @@ class Leases:
             self._returning.add(returning)
             returning.add_done_callback(self._returning.discard)
 
-    async def _ask(self, upload_id: UploadId) -> None:
+    async def _ask(self, upload_id: UploadId, arrived: float) -> None:
         """Returns once it is worth trying again; the caller's time-out bounds it."""
         here = self._holders.get(upload_id)
         if here is not None:
+            if here.arrived > arrived:
+                raise refuse("locked", "a newer request took the upload over", retry_after=1, close=True)
             while (turn := here.turn_seconds()) and not here.released.is_set():
                 await _within(min(turn, _LOOK_SECONDS), here.released)
             here.stop()

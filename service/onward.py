@@ -62,6 +62,8 @@ class Onward:
     async def append(self, intent: Append, body: Body) -> Upload | None:
         """The upload with the body at its end; None: it has to go the long way, and nothing has happened.
 
+        What a client wrote about it is not told.
+
         Raises:
             MetadataError: worth a retry, which finds what was committed.
         """
@@ -97,6 +99,8 @@ class Onward:
             return None
         if receipt is None:
             return None
+        self._metrics.upload_received(before.protocol, len(data))
+        self._metrics.hashed("xxh128", len(data))
         now = self._clock.now()
         step = Advance(
             to_offset=end,
@@ -110,14 +114,9 @@ class Onward:
         except Conflict:
             return None
         self._carried.keep(upload, hasher, (*(left.ledger or ())[:-1], *receipt.parts))
-        self._count(upload, len(data))
+        self._metrics.upload_committed(upload.protocol, len(data))
         self._changed(upload.id)
         return upload
-
-    def _count(self, upload: Upload, size: int) -> None:
-        self._metrics.upload_received(upload.protocol, size)
-        self._metrics.hashed("xxh128", size)
-        self._metrics.upload_committed(upload.protocol, size)
 
 
 def _plain(intent: Append) -> bool:

@@ -210,19 +210,21 @@ class Uploads:
         Raises:
             Refusal: what `decide_append` raises; not-found; locked; what refuses the whole file.
         """
+        arrived = asyncio.get_running_loop().time()
         gone_on = await self._onward.append(intent, body)
         if gone_on is not None:
+            self._remember(gone_on, whole=True)
             return Appended(gone_on)
-        upload, problem = await self._tasks.drive(self._append(intent, body))
+        upload, problem = await self._tasks.drive(self._append(intent, body, arrived))
         self._raise_if_refused(upload)
         return Appended(upload, problem)
 
-    async def _append(self, intent: Append, body: Body) -> tuple[Upload, Problem | None]:
+    async def _append(self, intent: Append, body: Body, arrived: float) -> tuple[Upload, Problem | None]:
         decide, claims = partial(self._decide, intent), _claims(intent)
         try:
             # as a rule nobody else is there
             judge = partial(self._judge, intent)
-            return await self._receive(intent.upload_id, decide, body, claims, judge=judge)
+            return await self._receive(intent.upload_id, decide, body, claims, judge=judge, arrived=arrived)
         except NotFree:
             upload = await self._lookup.upload(intent.upload_id)
         except MetadataUnavailable:
@@ -233,7 +235,7 @@ class Uploads:
         if upload.state is State.FINISHING:
             self._settling.go_on(upload)
         decide(upload)
-        return await self._receive(upload.id, decide, body, claims)
+        return await self._receive(upload.id, decide, body, claims, arrived=arrived)
 
     def _judge(self, intent: Append, upload: Upload) -> None:
         """Refuses what `_decide` does. Raises NotFree: it takes more than a look. Called in a thread."""
@@ -253,10 +255,11 @@ class Uploads:
         claims: Claims,
         *,
         judge: Judge | None = None,
+        arrived: float | None = None,
     ) -> tuple[Upload, Problem | None]:
         """Under the lease: decide on what is committed now, take the body, finish. Raises NotFree: see `hold`."""
         stop = partial(body.stop, Ending.TAKEN_OVER)
-        held = self._leases.hold(upload_id, stop=stop, silent_seconds=body.silent_seconds, judge=judge)
+        held = self._leases.hold(upload_id, stop=stop, silent_seconds=body.silent_seconds, judge=judge, arrived=arrived)
         try:
             async with held as (lease, now_is):
                 intake = decide(await self._lookup.spared(now_is))

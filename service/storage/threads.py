@@ -94,17 +94,23 @@ class Threads:
             raise RuntimeError("the threads are closed")
         loop = asyncio.get_running_loop()
         asked = _Call(work, loop.create_future())
-        self._pending += 1
-        if self._pending > self._started and self._started < self._count:
+        if self._pending >= self._started and self._started < self._count:
             self._start(loop)
+        self._pending += 1
         self._calls.put(asked)
         return asked
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._started += 1
-        name = f"{self._name}_{self._started}"
-        # a daemon: a disk that hangs must not keep a process that has given it up
-        threading.Thread(target=self._main, args=(loop,), name=name, daemon=True).start()
+        name = f"{self._name}_{self._started + 1}"
+        try:
+            # a daemon: a disk that hangs must not keep a process that has given it up
+            threading.Thread(target=self._main, args=(loop,), name=name, daemon=True).start()
+        except RuntimeError:
+            # the machine has no thread to give; the next call asks again
+            if not self._started:
+                raise
+        else:
+            self._started += 1
 
     def _main(self, loop: asyncio.AbstractEventLoop) -> None:
         while (asked := self._calls.get()) is not None:

@@ -209,13 +209,17 @@ class Bodies:
             body.on_start = partial(self._metrics.transfer_started, "in")
         began = self._clock.monotonic()
         self._open.add(body)
-        failed = True
+        failed, abandoned = True, False
         try:
             yield body
             failed = False
+        except asyncio.CancelledError:
+            # what the use-case drives goes on without us, perhaps with a thread in a buffer
+            abandoned = True
+            raise
         finally:
             self._open.discard(body)
-            await body.close()
+            await body.close(abandoned=abandoned)
             if body.started and transfer:
                 outcome = "error" if failed else _OUTCOMES[body.ending]
                 self._metrics.transfer_ended("in", outcome, body.received, self._clock.monotonic() - began)

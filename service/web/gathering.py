@@ -137,21 +137,24 @@ class Gathering(ABC):
 
     # --- for the web layer ------------------------------------------------------------------
 
-    async def close(self) -> None:
-        """Gives back what is held; nothing is read any more."""
+    async def close(self, *, abandoned: bool = False) -> None:
+        """Gives back what is held; nothing is read any more.
+
+        Args:
+            abandoned: whoever read it may be at it still; so nobody else gets its buffers.
+        """
+        give = self._pool.part_with if abandoned else self._pool.give
         for timer in (self._ticker, self._linger):
             if timer is not None:
                 timer.cancel()
         self._stopped = self._stopped or Ending.CUT
         await self._cease()
-        self._give_back()
-        for _, buffer in self._ready:
-            if buffer is not None:
-                self._pool.give(buffer)
+        held = [self._lent, self._filling, *(buffer for _, buffer in self._ready)]
         self._ready.clear()
-        if self._filling is not None:
-            self._pool.give(self._filling)
-            self._filling = None
+        self._lent = self._filling = None
+        for buffer in held:
+            if buffer is not None:
+                give(buffer)
 
     # --- how bytes come ---------------------------------------------------------------------
 

@@ -246,14 +246,15 @@ async def test_a_write_that_is_cancelled_while_it_waits_for_a_thread_gives_its_b
     storage = await s3.adapter()
     lender, seen = Lender(), bytearray()
     busy = hold()
-    for _ in range(4):
-        storage._workers.executor.submit(busy._go.wait)
+    waits = [asyncio.ensure_future(storage._workers.run(busy._go.wait)) for _ in range(4)]
+    await asyncio.sleep(0)
     writing = asyncio.ensure_future(send(storage, Upload(some_bytes(MIB)), lender, observe=seen.extend))
     while not lender.kept:
         await asyncio.sleep(0.002)
     writing.cancel()
     await asyncio.wait({writing})
     busy.release()
+    await asyncio.wait(waits)
 
     assert (lender.kept, lender.back, bytes(seen)) == (1, 1, b"")
     assert storage._memory.used == 0

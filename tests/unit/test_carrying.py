@@ -74,6 +74,17 @@ def test_what_was_cut_or_is_long_is_looked_at_first(ledger: tuple[Part, ...] | N
     assert kept.take(upload, hasher.tail(130)) is hasher
 
 
+def test_what_a_client_wrote_is_not_kept() -> None:
+    """However long a client's words about an upload are, what is left of it is small."""
+    long = {"metadata": "k" * 200_000, "filename": "f" * 9000, "media_type": "a/b", "concat": "partial"}
+    kept, upload = Carried(), upload_at(130)
+    kept.keep(upload.with_(**long), hashed(130), (part(1, 0, 130),))
+    left = kept.left(upload.id)
+    assert left is not None
+    assert (left.upload.metadata, left.upload.filename, left.upload.media_type, left.upload.concat) == (None,) * 4
+    assert left.upload == upload.with_(metadata=None, filename=None, media_type=None, concat=None)
+
+
 def test_what_somebody_took_is_not_left() -> None:
     """Who goes the long way has the state; who looked before that goes the long way too."""
     kept, upload, hasher = Carried(), upload_at(130), hashed(130)

@@ -126,6 +126,32 @@ async def test_what_must_be_done_is_done() -> None:
     threads.close()
 
 
+async def test_a_thread_that_does_not_start_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the machine has no thread to give the first call fails; later ones do with those there are, or get one."""
+    threads, start = Threads(2, "t"), threading.Thread.start
+
+    def fails(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    with pytest.raises(RuntimeError, match="start"):
+        await threads.run(lambda: 1)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    first, second = Held(), Held()
+    tasks = [asyncio.ensure_future(threads.run(first))]
+    await began(first)
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    tasks.append(asyncio.ensure_future(threads.run(second)))
+    await asyncio.sleep(0)
+    assert not second.begun.is_set()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert await threads.run(lambda: 3) == 3
+    for call in (first, second):
+        call.let_go.set()
+    assert await asyncio.gather(*tasks) == ["done", "done"]
+    threads.close()
+
+
 async def test_nothing_of_a_call_is_kept() -> None:
     """An idle thread holds neither the call nor what it returned."""
 

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import random
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ import pytest
 from service.hashing import BlockHasher, manifest
 from service.metadata.base import Advance, MetadataUnavailable
 from service.model import FileId
-from tests.web.harness import OCTETS, TUS, Site, head, site
+from tests.web.harness import OCTETS, TUS, Line, Site, head, site
 from tests.web.sweeps import broken
 from tests.web.test_at_once import commits
-from tests.web.under_way import SteppedClock, begin, held, until
+from tests.web.under_way import SteppedClock, begin, begin_patch, held, until
 
 pytestmark = pytest.mark.parametrize("body_path", ["fast", "plain"], indirect=True)
 KIB = 1024
@@ -167,6 +168,66 @@ async def test_who_is_slow_finds_it_gone_on(here: Site) -> None:
     await older.send(CONTENT[PIECE + 10 : 2 * PIECE])
     # unless it had begun to write by then
     assert {newer.status, (await older.answer()).status} <= {204, 409, 423}
+    await finished(here, path)
+
+
+async def test_who_came_first_stops_nobody(here: Site) -> None:
+    """A small piece whose body stays away takes nothing from a newer request that has begun meanwhile (T-0D0)."""
+    path = await begun(here)
+    fields = TUS | {"Upload-Offset": str(PIECE), "Content-Type": OCTETS}
+    older = await begin(here, "PATCH", path, fields, b"", length=PIECE)
+    await until(lambda: any(body.started for body in here.service.bodies._open))
+    newer = await begin_patch(here, path, PIECE, CONTENT[PIECE : PIECE + 1000], length=3 * PIECE, Expect="100-continue")
+    assert (await older.answer()).status in (409, 423)
+    await newer.send(CONTENT[PIECE + 1000 : 4 * PIECE])
+    answer = await newer.answer()
+    assert (answer.status, answer.offset) == (204, 4 * PIECE)
+    await finished(here, path)
+
+
+async def test_a_slow_disk_makes_nobody_newer(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece whose write takes long, and whose commit then fails, takes nothing from a newer request."""
+    path = await begun(here)
+    newer: list[Line] = []
+
+    async def begin_newer() -> None:
+        newer.append(
+            await begin_patch(here, path, PIECE, CONTENT[PIECE : PIECE + 10], length=PIECE, Expect="100-continue")
+        )
+
+    meanwhile(here, "storage", "extend", monkeypatch, begin_newer, after=True)
+    assert (await here.patch(path, PIECE, b"-" * PIECE)).status in (409, 423)
+    await newer[0].send(CONTENT[PIECE + 10 : 2 * PIECE])
+    answer = await newer[0].answer()
+    assert (answer.status, answer.offset) == (204, 2 * PIECE)
+    await finished(here, path)
+
+
+async def test_nobody_gets_a_buffer_that_a_thread_is_at(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler is cancelled while its piece is being written: the bytes are its own client's all the same."""
+    path, another = await begun(here), await begun(here, CONTENT[::-1])
+    pwrite, reached, go_on = os.pwrite, threading.Event(), threading.Event()
+
+    def held_up(fd: int, data: Any, at: int) -> int:
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        reached.set()
+        go_on.wait(30)
+        return pwrite(fd, data, at)
+
+    monkeypatch.setattr(os, "pwrite", held_up)
+    before = asyncio.all_tasks()
+    sending = asyncio.ensure_future(here.patch(path, PIECE, CONTENT[PIECE : 2 * PIECE]))
+    await asyncio.to_thread(reached.wait, 30)
+    handlers = [task for task in asyncio.all_tasks() - before if "RequestHandler.start" in repr(task.get_coro())]
+    assert handlers
+    for handler in handlers:
+        handler.cancel()
+    await asyncio.wait(handlers)
+    assert (await here.patch(another, PIECE, CONTENT[::-1][PIECE : 2 * PIECE])).status == 204
+    go_on.set()
+    await asyncio.wait({sending})
+    await here.service.tasks.drain()
+    await finished(here, another, CONTENT[::-1])
     await finished(here, path)
 
 

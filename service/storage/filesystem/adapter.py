@@ -44,7 +44,7 @@ class FilesystemStorage:
     Args:
         root: the directory; made if missing.
         durability: `complete`, `always` or `none` (contract, section 5).
-        threads: how many writes run at once, and as many again of what is slower (syncs, reads),
+        threads: how many writes run at once, and as many again of what is slower (syncs), of reads,
             of joins and of completions, which may copy a whole file: so none of those keeps a
             byte of an upload, a new upload or a download waiting, nor joins the end of an upload.
         reserve_bytes: free space that uploads may not use, so that whoever shares the disk, above

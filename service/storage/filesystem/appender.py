@@ -23,7 +23,8 @@ class DiskAppender:
     The segment is opened, or a fresh one made, in the thread call that writes the first bytes, so
     that an empty body leaves nothing behind; and given up in the one that writes the last. Nobody
     waits for the commit with the lock: whoever gets it meanwhile has a newer lease, by which that
-    commit fails, and may write over what it would have told of.
+    commit fails, and may write over what it would have told of; or has none (`extend`), and leaves
+    alone what is behind the end that it knows.
 
     After an error of `write`, `held` counts every byte that the system took, which can be a part
     of the buffer, while the observer has seen the whole buffer: whoever keeps hash state throws
