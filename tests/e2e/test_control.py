@@ -69,6 +69,7 @@ def lines_to_each(service: ServiceProcess, count: int) -> dict[int, http.client.
     return lines
 
 
+@pytest.mark.alone
 def test_a_revoked_link_stops_within_a_second_on_every_worker(tmp_path: Path) -> None:
     """Asked without a pause on a connection to each of three workers, every one refuses the link in time."""
     with ServiceProcess(tmp_path, ATTACHD_WORKERS="3") as service:
@@ -98,7 +99,7 @@ def test_a_revoked_link_stops_within_a_second_on_every_worker(tmp_path: Path) ->
         revoked = time.monotonic()
         assert status == 201
         for thread in threads:
-            thread.join(5)
+            thread.join(30)
         over.set()
         late = {pid: asked - revoked for pid, asked in last.items()}
         print("the last request that was served, seconds after the revocation:", late)

@@ -52,6 +52,7 @@ OPTIONS: Final = head("OPTIONS", "/files")
 # --- dawdlers -----------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_D4_whoever_dawdles_is_ended(tmp_path: Path) -> None:
     """Connections that say nothing, half a head, a byte of one now and then, no body, or a drip of one, all end by
     themselves; what came of bodies is kept, a slow client is not touched, and HEAD answers meanwhile.

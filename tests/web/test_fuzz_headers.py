@@ -132,7 +132,7 @@ class Player:
         partial = await here.create(5, here.link(), Upload_Concat="partial")
         words = self._words | {"token": here.token(), "used": used, "live": live, "partial": partial}
         for request in sequence:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 answer = await self._exchange(request, request.encode(words))
             self.statuses[answer.status] += 1
             self._check(request, answer)
