@@ -184,7 +184,7 @@ def _lines(headers: Mapping[str, str]) -> str:
 @pytest.mark.parametrize("body_path", ["fast", "plain"], indirect=True)
 @pytest.mark.parametrize("name", ["no token", "too large for the link", "wrong content type", "lower offset"])
 async def test_A3_a_refused_body_is_not_read(stage: Stage, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 4 GiB that a client sends without asking, under 1 MiB is read, and it hears the refusal at once."""
+    """Of 4 GiB that a client sends without asking, 1 MiB is read at most, and it hears the refusal at once."""
     read = 0
     passed_on = Connection.receive
 
@@ -206,7 +206,8 @@ async def test_A3_a_refused_body_is_not_read(stage: Stage, name: str, monkeypatc
     assert time.monotonic() - began < 30
     with contextlib.suppress(ConnectionError):
         await sending
-    assert read < 1024 * KIB
+    # the head, and what asyncio reads at once: before the handler begins, while it does, for aiohttp, and to drop it
+    assert read <= KIB + 4 * 256 * KIB
 
 
 async def _pour(writer: asyncio.StreamWriter) -> None:
