@@ -320,8 +320,8 @@ async def site(
     """A service with these settings, stopped at the end. `alone`: no other one is on the same folder meanwhile."""
     settings = settings_for(folder, **changes)
     async with running(settings, clock, beside=not alone) as service:
-        # in which a busy disk may also keep the database waiting; tests of the patience itself set their own
-        service.leases._patience_seconds = 5.0
+        # a busy disk may keep the database waiting for longer; tests of the patience itself set their own
+        service.leases._patience_seconds = 20.0
         keys = await asyncio.to_thread(KeyFile(settings.keys_path).current)
         here = Site(service, clock, keys.signing_key())
         try:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from service.leases import PATIENCE_SECONDS
 from tests.contract.buckets import Waits, some_bytes
 from tests.stores.faults import hold, status
 from tests.stores.faulty import FaultyStore
@@ -173,6 +174,7 @@ async def test_T_0D2_a_writer_whose_store_hangs(s3: S3Site) -> None:
     """A newcomer to a PATCH that waits for the store hears 423 soon, and goes on when the store does."""
     content = some_bytes(12 * MIB)
     path = await s3.here.create(len(content))
+    s3.here.service.leases._patience_seconds = PATIENCE_SECONDS
     holding = hold()
     s3.faulty.fault("upload_part", what=holding)
     older = await begin_patch(s3.here, path, 0, content[: 6 * MIB], length=len(content))
