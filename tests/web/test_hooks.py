@@ -227,7 +227,8 @@ async def test_C6_a_refused_file_is_a_refusal_to_the_client(tmp_path: Path) -> N
 @pytest.mark.parametrize("reply", [hangs, lambda _: 500, lambda _: 404], ids=["hangs", "500", "404"])
 async def test_C6_a_file_that_nobody_allowed_is_finishing(tmp_path: Path, reply: Any) -> None:
     """C6: The last PATCH gets 503, HEAD 423 and never offset = length; once the hook answers, the upload is ready."""
-    async with receiver(reply=reply) as backend, asking(tmp_path, backend, "pre_finish") as here:
+    budget = {"budget": "1s"}
+    async with receiver(reply=reply) as backend, asking(tmp_path, backend, "pre_finish", hook=budget) as here:
         path, answer = await whole(here)
         assert unavailable(answer)
         for _ in range(2):
