@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 ARGS ?=
+# processes that run tests; most of the time each waits
+TESTS_AT_ONCE ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check bench clean
@@ -18,7 +20,7 @@ run: $(VENV)/.run
 	@exec $(BIN)/attachd serve --print-link $(ARGS)
 
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist worksteal $(ARGS)
 
 check: $(VENV)/.test
 	@$(BIN)/ruff format --check .

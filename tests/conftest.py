@@ -17,7 +17,7 @@ from service.web import connection
 from tests.scanners.double import has_clamd
 from tests.stores.servers import find_versitygw
 
-pytest_plugins = ["tests.stores.fixtures"]
+pytest_plugins = ["tests.alone", "tests.stores.fixtures"]
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("quick", settings.get_profile("default"), max_examples=20)

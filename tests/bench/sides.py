@@ -24,8 +24,9 @@ from urllib.parse import urlsplit
 
 from tests.bench.client import Answer
 from tests.bench.machine import group
-from tests.e2e.process import ROOT, ServiceProcess, free_port
+from tests.e2e.process import ROOT, ServiceProcess
 from tests.e2e.s3_service import on_bucket
+from tests.ports import free_port
 from tests.stores.servers import Store, find_versitygw, open_store
 
 START_SECONDS: Final = 30.0

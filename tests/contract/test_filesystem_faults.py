@@ -260,13 +260,13 @@ class SlowCopies:
 
     def _copy(self, *args: int) -> int:
         self._running.release()
-        self.go.wait(30)
+        self.go.wait(60)
         return self._real(*args)
 
     async def run(self, number: int) -> None:
         """So many copies are under way."""
         for _ in range(number):
-            assert await asyncio.to_thread(self._running.acquire, timeout=10)
+            assert await asyncio.to_thread(self._running.acquire, timeout=30)
 
 
 async def test_joins_keep_nothing_else_waiting(storage: FilesystemStorage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +277,7 @@ async def test_joins_keep_nothing_else_waiting(storage: FilesystemStorage, monke
     joins = [asyncio.ensure_future(storage.concatenate(new_upload_id(), [ledger], epoch=1)) for _ in range(4)]
     try:
         await copies.run(2)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await storage.probe()
             await storage.free_bytes()
             assert await content(storage, stored) == b"abcde"
@@ -298,7 +298,7 @@ async def test_slow_ends_keep_nothing_else_waiting(storage: FilesystemStorage, m
     ends = [asyncio.ensure_future(storage.complete(*each, epoch=9)) for each in zip(uploads, ledgers, strict=True)]
     try:
         await copies.run(2)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await storage.probe()
             assert await content(storage, stored) == b"abcde"
             assert len(await appended(storage, new_upload_id(), (), b"abc")) == 1

@@ -41,7 +41,7 @@ async def _opened(options: S3Options) -> AsyncIterator[S3Storage]:
 
 async def _fetched(url: str) -> bytes:
     def fetch() -> bytes:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=30) as answer:
             body: bytes = answer.read()
             return body
 

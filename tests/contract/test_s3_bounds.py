@@ -110,7 +110,7 @@ async def test_d2_tails_are_read_back_within_the_limit(s3: Bucket) -> None:
     reading = [
         asyncio.ensure_future(gathered(storage.read_upload(upload.ledger, MIB, upload.offset))) for upload in uploads
     ]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         await asyncio.to_thread(s3.faulty.wait_for, "get_object", 2)
         while len(memory._waiting) < 8:
             await asyncio.sleep(0.002)
@@ -157,7 +157,7 @@ async def test_d1_bytes_behind_a_part_that_failed_keep_nobody_waiting(s3: Bucket
         assert memory.used == 2 * (PART - 1)
         taken = memory.limit - memory.used
         assert memory.try_take(taken)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             other = Upload(some_bytes(3 * PART))
             await other.request(storage, last=True)
         memory.give(taken)
@@ -184,7 +184,7 @@ async def test_d1_stalled_readers_leave_memory_for_uploads(s3: Bucket) -> None:
         for reader in readers:
             for _ in range(3):
                 await anext(reader)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             other = Upload(some_bytes(3 * PART))
             await other.request(storage, last=True)
             assert s3.body(await other.complete(storage)) == other.data
@@ -246,7 +246,7 @@ async def test_d1_a_download_goes_on_while_uploads_hold_all_memory(s3: Bucket) -
         s3.faulty.fault(kind, times=None, what=held)
     uploads = [Upload(some_bytes(3 * PART, seed=number)) for number in range(2)]
     sending = [asyncio.ensure_future(upload.request(storage)) for upload in uploads]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not storage._memory._waiting:
             await asyncio.sleep(0.002)
         async with storage.open_file(stored.key) as file:
@@ -266,7 +266,7 @@ async def test_d1_any_number_of_stalled_readers_leaves_memory_for_uploads(s3: Bu
         for reader in readers:
             await anext(reader)
         upload = Upload(some_bytes(1000))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             await upload.request(storage, last=True)
         for reader in readers:
             await reader.aclose()  # type: ignore[attr-defined]

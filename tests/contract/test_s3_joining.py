@@ -228,11 +228,11 @@ async def test_c5_two_joins_leave_a_thread_for_others(s3: Bucket) -> None:
     s3.faulty.fault("upload_part_copy", times=None, what=held)
     joined = [Joined([source] * 5) for _ in range(2)]
     joining = [asyncio.ensure_future(each.join(storage)) for each in joined]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(asyncio.all_tasks()) < 1 + len(joined) + 2 * 10:
             await asyncio.sleep(0.002)
     await asyncio.to_thread(s3.faulty.wait_for, "upload_part_copy", 8)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await storage.probe()
 
     held.release()

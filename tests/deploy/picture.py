@@ -38,7 +38,8 @@ import yaml
 
 from tests.deploy.instruments import ROOT
 from tests.e2e.listening import backend
-from tests.e2e.process import ServiceProcess, free_port
+from tests.e2e.process import ServiceProcess
+from tests.ports import free_port
 
 DASHBOARD: Final = ROOT / "deploy" / "grafana" / "dashboards" / "attachd.json"
 RULES: Final = ROOT / "deploy" / "prometheus" / "alerts.yaml"

@@ -24,7 +24,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.e2e.process import ROOT, ServiceProcess, free_port
+from tests.e2e.process import ROOT, ServiceProcess
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 DEPLOY: Final = ROOT / "deploy"
 NAMES: Final = ("nginx", "haproxy", "caddy")
 #: seconds until a proxy that was started must take connections, and until one that was told to end has ended
-PATIENCE: Final = 20.0
+PATIENCE: Final = 30.0
 
 
 def replaced(text: str, changes: dict[str, str]) -> str:

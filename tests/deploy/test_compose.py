@@ -22,7 +22,8 @@ import yaml
 from service.settings import load
 from tests.conftest import require
 from tests.deploy.proxies import DEPLOY, replaced
-from tests.e2e.process import ROOT, free_port
+from tests.e2e.process import ROOT
+from tests.ports import free_port
 from tests.stores.servers import find_versitygw
 
 ALONE: Final[dict[str, Any]] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
@@ -34,7 +35,7 @@ SERVICES: Final[dict[str, Any]] = WITH_S3["services"] | {
 #: what the image sets
 IMAGE: Final = dict(re.findall(r"(ATTACHD_\w+)=(\S+)", (ROOT / "Dockerfile").read_text()))
 #: seconds until the gateway must answer
-PATIENCE: Final = 15.0
+PATIENCE: Final = 30.0
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -89,11 +89,11 @@ def test_a_service_with_workers_exposes_what_the_page_has(tmp_path) -> None:
     """No metric is lost between workers and their sum, and none is there that the page does not have."""
     # a series with a label that is not known beforehand comes with its first event
     waiting = {name for name, one in instruments().items() if one.labels & {"kid", "backend", "route"}}
-    with ServiceProcess(tmp_path, ATTACHD_WORKERS="2") as service:
-        deadline = time.monotonic() + 20
+    with ServiceProcess(tmp_path, ATTACHD_WORKERS="2", ATTACHD_SWEEP_INTERVAL="1s") as service:
+        deadline = time.monotonic() + 60
         while True:
             seen = {re.sub(r"_(?:bucket|sum|count)$", "", name.split("{")[0]) for name in service.metrics()}
-            # what is counted in the store is there after the first sweep
+            # what is counted in the store is there after a sweep
             if instruments().keys() - seen <= waiting | TOLD or time.monotonic() > deadline:
                 break
             time.sleep(0.05)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 HOUR: Final = 3600
 #: seconds in which the service must have come to an end by itself (lesson C1)
-PATIENCE: Final = 15.0
+PATIENCE: Final = 30.0
 
 
 @dataclass

@@ -33,6 +33,7 @@ from service import links
 from service.keyset import KeySet
 from service.model import FileId
 from service.workers.counting import SHARED_MEMORY, shared_prefix
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -47,13 +48,6 @@ LOGS: Final[set[Path]] = set()
 
 class NotReady(AssertionError):
     """The service did not come up, or ended; the text carries the end of its log."""
-
-
-def free_port() -> int:
-    """A port nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class ServiceProcess:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tests.stores.servers import Store
 
 #: seconds until a service that was ordered to die, and answers no more, must have
-_DEATH_SECONDS: Final = 5.0
+_DEATH_SECONDS: Final = 30.0
 
 
 def on_bucket(store: Store, bucket: str) -> dict[str, str]:

@@ -20,13 +20,14 @@ from typing import Final
 
 import pytest
 
-from tests.e2e.process import ROOT, ServiceProcess, free_port
+from tests.e2e.process import ROOT, ServiceProcess
+from tests.ports import free_port
 
 PAGE: Final = (ROOT / "docs" / "backend.md").read_text("utf-8")
 BLOCK: Final = re.compile(r"^```(?:python|toml) (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SNIPPETS: Final = dict(BLOCK.findall(PAGE))
 CONTENT: Final = b"a photo of a cat"
-LIMIT: Final = 20.0
+LIMIT: Final = 40.0
 
 
 @dataclass

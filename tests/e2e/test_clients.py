@@ -84,7 +84,7 @@ async def assert_arrived(service: ServiceProcess, upload_url: str, source: Path)
 async def kept(service: ServiceProcess, upload_url: str) -> int:
     """The offset, once the service has committed something of a request that was cut."""
     path = re.sub(r"^http://[^/]+", "", upload_url)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not (offset := (await asyncio.to_thread(service.status, f"{service.url}{path}"))["offset"]):
             await asyncio.sleep(0.02)
     return int(offset)

@@ -69,6 +69,7 @@ def lines_to_each(service: ServiceProcess, count: int) -> dict[int, http.client.
     return lines
 
 
+@pytest.mark.alone
 def test_a_revoked_link_stops_within_a_second_on_every_worker(tmp_path: Path) -> None:
     """Asked without a pause on a connection to each of three workers, every one refuses the link in time."""
     with ServiceProcess(tmp_path, ATTACHD_WORKERS="3") as service:
@@ -98,7 +99,7 @@ def test_a_revoked_link_stops_within_a_second_on_every_worker(tmp_path: Path) ->
         revoked = time.monotonic()
         assert status == 201
         for thread in threads:
-            thread.join(5)
+            thread.join(30)
         over.set()
         late = {pid: asked - revoked for pid, asked in last.items()}
         print("the last request that was served, seconds after the revocation:", late)
@@ -117,7 +118,8 @@ def test_an_erasure_that_is_killed_goes_on(tmp_path: Path) -> None:
         assert (status, job["state"]) == (202, "running")
         left = count
         for _ in range(2):
-            until(lambda before=left: usage(service)["files"] < before)  # type: ignore[misc]
+            # all may be gone before anybody looks
+            until(lambda before=left: usage(service)["files"] < max(before, 1))  # type: ignore[misc]
             left = usage(service)["files"]
             service.restart()
         until(lambda: call(service, "GET", f"/jobs/{job['job_id']}")[1]["state"] == "done")

@@ -24,7 +24,8 @@ from service.cli import cli
 from service.storage.s3 import doctor
 from service.storage.s3.client import make_client
 from tests.conftest import require
-from tests.e2e.process import ROOT, ServiceProcess, free_port
+from tests.e2e.process import ROOT, ServiceProcess
+from tests.ports import free_port
 from tests.scanners.double import Double
 from tests.stores.fixtures import missing
 from tests.stores.servers import Store
@@ -450,7 +451,7 @@ def test_it_may_be_run_beside_the_service(tmp_path: Path) -> None:
         assert said.returncode == 0, said.stdout + said.stderr
         assert all(line.startswith("ok ") for line in lines(said.stdout).values())
         request = urllib.request.Request(service.mint_upload(), method="PUT", data=b"hello")
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:
             assert json.load(answer)["state"] == "ready"
 
 

@@ -16,8 +16,9 @@ from service.commands import limits
 from service.keyfile import new_key
 from service.settings import Settings
 from tests.e2e.listening import backend
-from tests.e2e.process import ServiceProcess, free_port
+from tests.e2e.process import ServiceProcess
 from tests.e2e.test_doctor import local, run
+from tests.ports import free_port
 
 
 def key_set(path: Path, *keys: tuple[str, str, float]) -> None:
@@ -54,7 +55,7 @@ def test_a_clock_behind_the_newest_record_is_told(tmp_path: Path) -> None:
     """A restored database has a new date outside: what is recorded inside is what the clock is held against."""
     with ServiceProcess(tmp_path) as service:
         request = urllib.request.Request(service.mint_upload(), method="PUT", data=b"hello")
-        urllib.request.urlopen(request, timeout=10).close()
+        urllib.request.urlopen(request, timeout=30).close()
         assert service.terminate() == 0
     with closing(sqlite3.connect(tmp_path / "data" / "attachd.db")) as database:
         database.execute("UPDATE uploads SET updated_at = updated_at + 3600")

@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from service.cli import cli
 from service.commands import passage
 from tests.conftest import require
-from tests.e2e.process import ServiceProcess, free_port
+from tests.e2e.process import ServiceProcess
+from tests.ports import free_port
 
 GOOD = {
     "client_max_body_size": "0",

@@ -66,7 +66,7 @@ def test_V1_kills_between_commit_and_delivery(tmp_path: Path) -> None:
                 before = client.deaths
                 with service.ordered(point):
                     live(client)
-                    deadline = time.monotonic() + 5
+                    deadline = time.monotonic() + 20
                     while not (service.died() or client.deaths > before) and time.monotonic() < deadline:
                         time.sleep(0.01)
                     if service.died():

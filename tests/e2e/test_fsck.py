@@ -14,9 +14,10 @@ import pytest
 
 from service.commands.fsck import _ADVICE
 from service.fsck import Word
-from tests.e2e.process import ServiceProcess, free_port
+from tests.e2e.process import ServiceProcess
 from tests.e2e.test_operating import begin_upload, patch, run
 from tests.e2e.upkeep import BucketPlace, DiskPlace, Place
+from tests.ports import free_port
 from tests.web.harness import TUS, Site
 from tests.web.sweeps import HOUR, broken, final
 

@@ -157,6 +157,7 @@ def test_A3_a_refused_upload_is_not_read(
 # --- writers that are away, or asked about --------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_L3_asking_does_not_stop_a_writer(service: ServiceProcess) -> None:
     """HEAD every 100 ms during a PATCH is answered with an offset that grows, and the PATCH goes on to its end."""
     content = os.urandom(32 * MIB)

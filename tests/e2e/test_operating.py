@@ -43,20 +43,20 @@ def begin_upload(service: ServiceProcess, length: int) -> str:
     """The address of a new upload."""
     headers = TUS | {"Upload-Length": str(length)}
     request = urllib.request.Request(service.mint_upload(), method="POST", headers=headers)
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=30) as answer:
         return str(answer.headers["Location"])
 
 
 def patch(service: ServiceProcess, upload: str, length: int, sent: bytes) -> socket.socket:
     """A PATCH under way, which holds the upload: `sent` of `length` bytes."""
-    line = socket.create_connection(service.address, timeout=10)
+    line = socket.create_connection(service.address, timeout=30)
     path = upload.removeprefix(service.url)
     line.sendall(
         f"PATCH {path} HTTP/1.1\r\nHost: x\r\nTus-Resumable: 1.0.0\r\nUpload-Offset: 0\r\nContent-Length: {length}\r\n"
         "Content-Type: application/offset+octet-stream\r\n\r\n".encode()
         + sent
     )
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not service.metrics()['attachd_transfers_in_flight{direction="in"}']:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -102,7 +102,7 @@ def test_a_stop_does_not_wait_for_a_database_that_hangs(service: ServiceProcess)
     upload = begin_upload(service, 10)
     with closing(sqlite3.connect(service.data / "attachd.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        with socket.create_connection(service.address, timeout=10) as line:
+        with socket.create_connection(service.address, timeout=30) as line:
             path = upload.removeprefix(service.url)
             line.sendall(f"DELETE {path} HTTP/1.1\r\nHost: x\r\nTus-Resumable: 1.0.0\r\n\r\n".encode())
             line.recv(1000)
@@ -121,7 +121,7 @@ def test_nothing_is_for_everybody(tmp_path: Path) -> None:
         os.umask(before)
     try:
         request = urllib.request.Request(service.mint_upload(), method="PUT", data=b"hello")
-        urllib.request.urlopen(request, timeout=10).close()
+        urllib.request.urlopen(request, timeout=30).close()
     finally:
         service.kill()
     made = [service.data, *service.data.rglob("*")]

@@ -36,7 +36,8 @@ from service.protocol.tus import EXTENSIONS
 from service.settings import Settings, env_name, load
 from tests.conftest import require
 from tests.e2e.clients import NODE, need_node
-from tests.e2e.process import ROOT, free_port
+from tests.e2e.process import ROOT
+from tests.ports import free_port
 
 README: Final = (ROOT / "README.md").read_text("utf-8")
 CLIENTS: Final = (ROOT / "docs" / "clients.md").read_text("utf-8")

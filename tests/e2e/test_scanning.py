@@ -94,7 +94,7 @@ async def double() -> AsyncIterator[Double]:
 
 async def begun(double: Double) -> None:
     """A scan is under way."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not double.running:
             await asyncio.sleep(0.01)
 
@@ -102,7 +102,7 @@ async def begun(double: Double) -> None:
 async def ended(double: Double) -> None:
     """No scan is: whoever asked is gone."""
     double.free.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while double.running:
             await asyncio.sleep(0.01)
 
@@ -131,7 +131,7 @@ async def test_C1_a_scan_that_was_killed_is_made_again(
         upload = await ended_in_a_scan(service, double, content, service.kill)
         assert recorded(service) == []
         await asyncio.to_thread(service.start)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 30
         while not recorded(service):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)

@@ -251,6 +251,7 @@ def test_memory_is_bounded_while_a_disk_hangs(tmp_path: Path) -> None:
 # --- a database that is locked or damaged -----------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_a_locked_database_is_waited_for_and_not_for_long(service: ServiceProcess) -> None:
     """While another process holds the database, changes are 503 with Retry-After within the time of one wait, reads
     are answered, and afterwards all goes on.

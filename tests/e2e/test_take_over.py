@@ -24,6 +24,7 @@ COUNT: Final = int(os.environ.get("ATTACHD_TEST_TAKE_OVERS", "5"))
 KIB: Final = 2**10
 CONTENT: Final = os.urandom(256 * KIB)
 IN_FLIGHT: Final = 'attachd_transfers_in_flight{direction="in"}'
+RECEIVED: Final = 'attachd_upload_bytes_received_total{protocol="tus"}'
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +49,11 @@ def line_to(service: ServiceProcess, *, worker: int, other: bool) -> Iterator[Li
 @contextmanager
 def stalled(service: ServiceProcess, url: str, sent: bytes) -> Iterator[tuple[Line, int]]:
     """A PATCH whose client has gone silent in the middle, and the process that has it."""
+    before = service.metrics().get(RECEIVED, 0)
     with Line(service.address) as line:
         line.send(patch(url, 0, len(CONTENT)) + sent)
         # the last byte has come before anybody asks
-        until(lambda: service.metrics()[IN_FLIGHT] == 1, "the body comes")
+        until(lambda: service.metrics().get(RECEIVED, 0) >= before + len(sent), "the body comes")
         yield line, service.worker_of(line.socket)
 
 

@@ -211,6 +211,15 @@ def begun(place: Place, theirs: int, *arguments: str, stdout: Any) -> subprocess
     return process
 
 
+@pytest.fixture
+def _hears_ctrl_c() -> Iterator[None]:
+    """What is started inside does, also where these tests run behind `nohup` or `&`: ignoring a signal is inherited."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_hears_ctrl_c")
 def test_ctrl_c_ends_it_cleanly(tmp_path: Path, terminal: tuple[int, int]) -> None:
     """Within the pause of a slow rate: exit code 130, a line of what was done, no traceback."""
     place = DiskPlace(tmp_path, {})

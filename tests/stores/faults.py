@@ -117,7 +117,7 @@ class Hold(Fault):
         self._caught.set()
         self._go.wait()
 
-    def caught(self, timeout: float = 10.0) -> None:
+    def caught(self, timeout: float = 30.0) -> None:
         """A call waits here, or has.
 
         Raises:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tests.stores.servers import Store
 
 #: seconds to wait for something to arrive
-SOON: Final = 10.0
+SOON: Final = 30.0
 _CHECKSUMS: Final = ("x-amz-checksum-", "x-amz-sdk-checksum-algorithm", "x-amz-trailer")
 _CHECKSUM_ELEMENT: Final = re.compile(rb"<(Checksum\w+)>[^<]*</\1>")
 _PART_NUMBER: Final = re.compile(rb"<PartNumber>(\d+)</PartNumber>")

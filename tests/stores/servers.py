@@ -23,6 +23,8 @@ import boto3
 import botocore.session
 from botocore.config import Config
 
+from tests.ports import free_port
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     Kind = Literal["versitygw", "moto"]
 
 #: seconds until a server that was started must answer, and until one that was told to end has ended
-PATIENCE_SECONDS = 15.0
+PATIENCE_SECONDS = 30.0
 NOWHERE = "/nonexistent/attachd-tests"
 
 
@@ -141,7 +143,7 @@ class VersityStore(Store):
             backend[1:1] = ["--sidecar", str(self._sidecar)]
         # Between finding a free port and listening on it somebody else may take it.
         for _ in range(3):
-            self.port = _free_port()
+            self.port = free_port()
             listen = ["--quiet", "--region", self.region, "--port", f"127.0.0.1:{self.port}"]
             if self._domain is not None:
                 listen += ["--virtual-domain", f"{self._domain}:{self.port}"]
@@ -239,12 +241,6 @@ def _has_xattrs(directory: Path) -> bool:
     except (OSError, AttributeError):
         return False
     return True
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def _answers(port: int, process: subprocess.Popen[bytes]) -> bool:

@@ -452,7 +452,8 @@ def secret(key: Key) -> bytes:
     return key.signer
 
 
-@pytest.mark.parametrize("kid", ["", "nobody", HS.kid + " ", HS.kid.upper()])
+# the key is made anew in each process: its id is no part of the test's name
+@pytest.mark.parametrize("kid", ["", "nobody", HS.kid + " ", HS.kid.upper()], ids=["none", "other", "space", "upper"])
 def test_an_unknown_kid_is_refused(kid: str) -> None:
     """There is no default key."""
     assert outcome("upload", sign(CLAIMS["upload"], kid=kid)) == ("bad-link", 401, "unknown-key")

@@ -37,7 +37,8 @@ def test_hostile_markup_costs_one_pass(repeated):
     for end in (b"", b"<svg", b"\0", b">"):
         began = time.process_time()
         sniff((repeated * SNIFF_BYTES)[: SNIFF_BYTES - len(end)] + end)
-        assert time.process_time() - began < 0.05
+        # it takes a fifth of a millisecond; where each byte costs a look at the rest it is seconds
+        assert time.process_time() - began < 0.5
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import structlog
 from aiohttp import web_app
 
-from service import at_once, logs, room
+from service import at_once, janitor, logs, room, uploads
 from tests.scanners.double import Double
 from tests.web.harness import FakeClock, Site, site
 from tests.web.sweeps import succeeded
@@ -59,6 +59,18 @@ def _room_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def _marks_go_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test waits for them after each small file."""
     monkeypatch.setattr(at_once, "_MARKS_SECONDS", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _finals_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that joins finds the file, however slow the machine is; those of a slow join say so."""
+    monkeypatch.setattr(uploads, "FINAL_PATIENCE_SECONDS", 30.0)
+
+
+@pytest.fixture(autouse=True)
+def _sweeps_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first sweep of a service succeeds, and not the next one, which would be a day later; slow ones say so."""
+    monkeypatch.setattr(janitor, "_PATIENCE_SECONDS", 30.0)
 
 
 @pytest.fixture

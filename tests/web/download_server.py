@@ -105,7 +105,7 @@ class Recorder:
 
     def outcome(self) -> str:
         """How the next transfer to end has ended."""
-        assert self.ended.acquire(timeout=10)
+        assert self.ended.acquire(timeout=30)
         return self.outcomes[-1]
 
 
@@ -255,7 +255,7 @@ class DownloadServer:
 
     # what tests ask
     def get(self, path: str, method: str = "GET", **headers: str) -> tuple[HTTPResponse, bytes]:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request(method, path, headers={k.replace("_", "-"): v for k, v in headers.items()})
             response = connection.getresponse()
@@ -268,7 +268,7 @@ class DownloadServer:
         client = socket.socket()
         if receive_buffer is not None:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        client.settimeout(20)
+        client.settimeout(30)
         client.connect(("127.0.0.1", self.port))
         client.sendall(raw_request("GET", path, *headers))
         return client

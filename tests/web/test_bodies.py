@@ -200,7 +200,7 @@ def test_a_client_that_stops_half_way_and_listens_is_answered(
         if not early:
             await until(lambda: received(here) == size // 2)
             line.writer.write_eof()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             answer = await line.answer()
         assert (answer.status, answer.slug, answer.offset) == (503, "timeout", size // 2)
         assert await line.closed()

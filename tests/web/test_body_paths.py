@@ -11,6 +11,7 @@ from typing import Final
 
 import pytest
 
+from service import listening
 from service.storage.filesystem.appender import DiskAppender
 from service.web.direct import DirectBody
 from tests.web.harness import OCTETS, TUS, Line, Site, chunk, head
@@ -154,8 +155,10 @@ def test_many_heads_after_a_large_body(tmp_path: Path, loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("rest", [0, 10, 100 * KIB])
-def test_a_refusal_with_a_small_rest(tmp_path: Path, loop: Loop, rest: int) -> None:
+def test_a_refusal_with_a_small_rest(tmp_path: Path, loop: Loop, rest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused body that ends soon ends its connection as soon, and the answer arrives whole."""
+    # whoever waited for more of the body would wait for longer than the test does
+    monkeypatch.setattr(listening, "_LINGER_SECONDS", 90.0)
 
     async def talk(here: Site) -> None:
         path = await here.create(MIB)
@@ -165,7 +168,7 @@ def test_a_refusal_with_a_small_rest(tmp_path: Path, loop: Loop, rest: int) -> N
         assert (answer.status, answer.slug, answer.offset) == (409, "offset-mismatch", 0)
         assert answer.headers["Connection"] == "close"
         await line.send(bytes(rest))
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(30):
             assert await line.closed()
 
     on_loop(loop, tmp_path, talk)

@@ -185,7 +185,7 @@ async def test_O6_a_crash_at_any_commit_claims_nothing_that_is_gone(
 
 async def resumed(here: Site, path: str) -> int | None:
     """What the service claims to have, None if it does not know of the upload; and that is so."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (answer := await here.head(path)).status == 423:
             await asyncio.sleep(0.01)
     if answer.status == 404:

@@ -46,7 +46,7 @@ async def begun(here: Site, *ends: int) -> str:
 
 async def checked(here: Site, path: str) -> Answer:
     """What HEAD says once it says anything; 423 with Retry-After before."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (answer := await here.head(path)).status == 423:
             assert int(answer.headers["Retry-After"]) >= 1
             assert "Upload-Offset" not in answer.headers
@@ -150,7 +150,7 @@ async def test_C1_what_was_finishing_is_whole_or_receives_again(
     machine.reboot()
     async with machine.service() as here:
         if left == SENT:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while await state(here, path) is not State.READY:
                     await asyncio.sleep(0.01)
         else:
@@ -465,7 +465,7 @@ async def test_all_are_checked_though_nobody_asks(machine: Machine, monkeypatch:
 
 async def suspects(here: Site, expected: list[UploadId]) -> bool:
     """Waits until these are the suspects."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while [upload.id for upload in await here.service.metadata.suspect_uploads(limit=10)] != expected:
             await asyncio.sleep(0.01)
     return True

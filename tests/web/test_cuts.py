@@ -103,7 +103,7 @@ class Client:
         clock = self.here.clock
         assert isinstance(clock, SteppedClock)
         clock.skip(2)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             self.believe(await line.answer())
 
     @property

@@ -42,7 +42,7 @@ async def called(here: Site, *arguments: str) -> Result:
 
 async def stands(here: Site, *words: str) -> None:
     """Returns once these, and no others, are missing somewhere."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             listed = await here.service.metadata.outbox.listed(Which(), limit=99)
             if [_words(standing) for each in listed for standing in each.missing] == list(words):
@@ -52,7 +52,7 @@ async def stands(here: Site, *words: str) -> None:
 
 async def disabled(here: Site) -> None:
     """Returns once an endpoint is."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not await here.service.metadata.outbox.disabled():
             await asyncio.sleep(0.01)
 

@@ -25,7 +25,7 @@ def field(number: int, size: int) -> bytes:
 
 
 async def closed(line: Line) -> bool:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         return await line.closed()
 
 
@@ -292,7 +292,7 @@ async def test_operations_keep_their_connections(here: Site) -> None:
     line = await operations(here)
     for path, status in (("/livez", 200), ("/nowhere", 404), ("/metrics", 200)):
         await line.send(head("GET", path, [], None))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert (await line.answer()).status == status
 
 

@@ -217,7 +217,7 @@ async def sweeping(here: Site) -> AsyncIterator[None]:
         yield
     finally:
         running.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await asyncio.wait({running})
         assert running.cancelled()
 

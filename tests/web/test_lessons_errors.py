@@ -140,7 +140,7 @@ async def test_R1_after_the_trouble_the_upload_goes_on(
     for broken in (stepped.service.metadata, stepped.service.storage):
         for name in [name for name, value in vars(broken).items() if getattr(value, "__name__", "") == "broken"]:
             delattr(broken, name)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (found := await stepped.head(path)).status != 200:
             await asyncio.sleep(0.01)
     if found.offset == 5:

@@ -66,7 +66,7 @@ async def _can_join_early(here: Site) -> bool:
     partial = await here.create(2, link, Upload_Concat="partial")
     final = await here.create(None, link, Upload_Concat=f"final;{partial}")
     await here.patch(partial, 0, b"ab")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (await here.ask("GET", final)).json["state"] != "ready":
             await asyncio.sleep(0.01)
     return await here.stored(final) == b"ab"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from service import uploads
 from service.model import State
 from tests.contract.buckets import some_bytes
 from tests.stores.calls import Call, Kind
@@ -273,8 +274,9 @@ async def test_c5_partials_become_one_file_and_leave_nothing(s3: S3Site, sizes: 
     s3.assert_only_files(sum(sizes))
 
 
-async def test_c5_a_final_is_answered_before_it_is_joined(s3: S3Site) -> None:
+async def test_c5_a_final_is_answered_before_it_is_joined(s3: S3Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """C5: 201 comes while the store copies; until it has, HEAD tells no offset, and then there is the file."""
+    monkeypatch.setattr(uploads, "FINAL_PATIENCE_SECONDS", 0.02)
     contents = [some_bytes(2 * PART, 1), some_bytes(MIB, 2)]
     partials = []
     for content in contents:
@@ -283,7 +285,7 @@ async def test_c5_a_final_is_answered_before_it_is_joined(s3: S3Site) -> None:
         partials.append(path)
     copying = hold()
     s3.faulty.fault("upload_part_copy", what=copying, times=None)
-    with at_most(5.0):
+    with at_most(20):
         answer = await s3.here.post(None, s3.here.link(), Upload_Concat="final;" + " ".join(partials))
     assert answer.status == 201
     final = path_of(answer.headers["Location"])

@@ -53,7 +53,7 @@ async def follow(url: str, headers: dict[str, str] | None = None) -> tuple[int, 
 
     def get() -> tuple[int, Message, bytes]:
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, headers=headers or {}), timeout=10) as answer:
+            with urllib.request.urlopen(urllib.request.Request(url, headers=headers or {}), timeout=30) as answer:
                 return answer.status, answer.headers, answer.read()
         except urllib.error.HTTPError as error:
             with error:

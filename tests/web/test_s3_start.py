@@ -28,8 +28,8 @@ Start = Callable[..., AbstractAsyncContextManager[S3Site]]
 async def start(
     tmp_path: Path, store: Store, bucket: str, faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Start]:
-    """Starts a service that waits for its store for half a second, and looks for it again soon."""
-    monkeypatch.setattr(adapter, "_START_SECONDS", 0.5)
+    """Starts a service that waits until its store has answered, and looks for it again soon."""
+    monkeypatch.setattr(adapter, "_START_SECONDS", 30.0)
     monkeypatch.setattr(adapter, "_FIRST_WAIT_SECONDS", 0.05)
     give_up_soon(monkeypatch, 2.0)
     settings: dict[str, Any] = {
@@ -77,7 +77,7 @@ def checksums(s3: S3Site) -> bool:
 
 async def found(s3: S3Site) -> None:
     """Returns once the service is ready."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await s3.ops("/readyz") != 200:
             await asyncio.sleep(0.02)
 
@@ -90,13 +90,20 @@ def checking(store: Store) -> bool:
 
 @pytest.mark.parametrize("kind", [None, "put_object", "create_multipart_upload"])
 async def test_k3_a_start_does_not_wait_for_a_store_that_hangs(
-    start: Start, faulty: FaultyStore, log: io.StringIO, kind: Any, checking: bool
+    start: Start,
+    faulty: FaultyStore,
+    log: io.StringIO,
+    kind: Any,
+    checking: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """K3: Whatever the store does not answer, the service is soon alive and not ready, and finds it when it is back."""
     if kind == "create_multipart_upload" and not checking:
         pytest.skip("moto is not asked for more")
+    monkeypatch.setattr(adapter, "_START_SECONDS", 0.5)
+    give_up_soon(monkeypatch, 60.0)
     faulty.fault(kind, times=None, what=hang())
-    with at_most(1.9):
+    with at_most(15):
         starting = start()
         s3 = await starting.__aenter__()
     try:

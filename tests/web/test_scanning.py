@@ -12,6 +12,7 @@ import pytest
 
 from service import scanning, uploads
 from service.fsck import Fsck
+from service.leases import PATIENCE_SECONDS
 from service.model import State, UploadId, Verdict
 from tests.scanners.double import SIGNATURE, Double
 from tests.web.harness import OCTETS, TUS, Site, path_of, site
@@ -241,12 +242,14 @@ async def test_a_client_that_went_gets_its_file(here: Site, clamd: Double) -> No
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_termination_waits_for_the_scan(here: Site, clamd: Double) -> None:
+async def test_a_termination_waits_for_the_scan(here: Site, clamd: Double, monkeypatch: pytest.MonkeyPatch) -> None:
     """DELETE is 423 for as long as it takes, which is bounded; then upload and file are gone."""
     clamd.free.clear()
     path = await here.create(5)
     await here.patch(path, 0, b"hello")
-    assert (await here.ask("DELETE", path, TUS)).status == 423
+    with monkeypatch.context() as shorter:
+        shorter.setattr(here.service.leases, "_patience_seconds", PATIENCE_SECONDS)
+        assert (await here.ask("DELETE", path, TUS)).status == 423
     clamd.free.set()
     await here.service.tasks.drain()
     assert (await here.ask("DELETE", path, TUS)).status == 204

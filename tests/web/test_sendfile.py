@@ -100,7 +100,7 @@ def test_one_connection_serves_many_downloads(either_way: DownloadServer) -> Non
     """After a whole file, a HEAD, a part and a 304 the connection is still in step."""
     content = noise(3 * BLOCK)
     either_way.publish(content)
-    connection = HTTPConnection("127.0.0.1", either_way.port, timeout=20)
+    connection = HTTPConnection("127.0.0.1", either_way.port, timeout=30)
     tag = f'"{either_way.ledger.files[FILE_ID].manifest.root.hex()}"'
     seen, ports = [], set()
     for method, headers in [
@@ -122,7 +122,7 @@ def test_pipelined_requests_are_answered_in_order(either_way: DownloadServer) ->
     content = noise(BLOCK + 1)
     either_way.publish(content)
     path = either_way.link()
-    with socket.create_connection(("127.0.0.1", either_way.port), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", either_way.port), timeout=30) as client:
         client.sendall(
             raw_request("GET", path)
             + raw_request("HEAD", path)
@@ -146,7 +146,7 @@ def test_a_unix_socket_is_served_too(server: DownloadServer) -> None:
     content = noise(2 * BLOCK)
     server.publish(content)
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(20)
+        client.settimeout(30)
         client.connect(server.unix)
         client.sendall(raw_request("GET", server.link(), "Connection: close"))
         response = HTTPResponse(client)
@@ -163,7 +163,7 @@ def test_tls_never_sees_raw_bytes(server: DownloadServer, tmp_path: Path) -> Non
     certificate = self_signed(tmp_path)
     port = server.run(server.listen_tls(certificate))
     trust = ssl.create_default_context(cafile=certificate)
-    connection = HTTPSConnection("localhost", port, timeout=20, context=trust)
+    connection = HTTPSConnection("localhost", port, timeout=30, context=trust)
     connection.request("GET", server.link())
     assert connection.getresponse().read() == content
     connection.close()
@@ -276,7 +276,7 @@ def test_a_stop_ends_a_stalled_download(tmp_path: Path) -> None:
     server.publish(noise(16 * BLOCK))
     with server.connect(server.link(), receive_buffer=65_536) as client:
         assert client.recv(10)
-        assert server.metrics.moved.acquire(timeout=10)
+        assert server.metrics.moved.acquire(timeout=30)
         server.close()
         assert server.metrics.outcome() == "drained"
         received = 0

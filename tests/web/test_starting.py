@@ -129,7 +129,7 @@ async def test_keys_that_everybody_can_read_are_told_of(tmp_path: Path, log: io.
 def asked(path: Path) -> bytes:
     """What who listens there answers to OPTIONS."""
     with socket.socket(socket.AF_UNIX) as line:
-        line.settimeout(10)
+        line.settimeout(30)
         line.connect(str(path))
         line.sendall(b"OPTIONS /files HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         return line.recv(100)

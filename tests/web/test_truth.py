@@ -44,13 +44,13 @@ def received(here: Site) -> float:
 
 
 async def until_offset(here: Site, path: str, offset: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await here.ask("GET", path)).json["offset"] != offset:
             await asyncio.sleep(0.01)
 
 
 async def until_state(here: Site, path: str, state: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await here.ask("GET", path)).json["state"] != state:
             await asyncio.sleep(0.01)
 
@@ -105,7 +105,7 @@ async def test_size_holds_for_a_final_of_deferred_partials(here: Site) -> None:
     parts = [await here.create(None, link, Upload_Defer_Length="1", **PARTIAL)]
     final = await here.create(None, link, Upload_Concat="final;" + " ".join(parts))
     assert (await here.patch(parts[0], 0, b"hello", Upload_Length="5")).status == 204
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (answer := await here.head(final)).status == 200:
             await asyncio.sleep(0.01)
     assert answer.status == 410

@@ -346,7 +346,7 @@ async def test_T_0CG_slow_assembly(here: Site, monkeypatch: pytest.MonkeyPatch) 
     hold = Hold(here, "concatenate", monkeypatch)
     answer = await join(here, await partial(here, b"hello"))
     assert answer.status == 201
-    assert hold.waiting.is_set()
+    await until(hold.waiting.is_set)
     assert "Upload-Offset" not in answer.headers
     path = "/files/" + answer.headers["Location"].rpartition("/")[2]
     pending = await here.head(path)

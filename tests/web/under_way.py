@@ -30,7 +30,7 @@ class SteppedClock(FakeClock):
 
 async def until(condition: Callable[[], bool]) -> None:
     """Returns once the condition holds; the test's time-out says that it never did."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.002)
 
@@ -82,7 +82,7 @@ def on_loop(
     """Runs a talk with a service of its own on that loop."""
 
     async def run() -> None:
-        async with asyncio.timeout(30), site(folder) as here:
+        async with asyncio.timeout(90), site(folder) as here:
             await talk(here)
 
     with asyncio.Runner(loop_factory=factory) as runner:
