@@ -33,7 +33,7 @@ def clients(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[
 
 def test_O2_nothing_acknowledged_is_lost_by_a_kill(clients: list[Client]) -> None:
     """12 MiB in requests of 3, 4 and 5 MiB: no offset falls, the file is right, and one object is left."""
-    metadata = {"create_upload", "acquire", "advance", "publish", "release"}
+    metadata = {"create_upload", "acquire", "advance", "publish"}
     parts = {"create_multipart_upload", "upload_part", "complete_multipart_upload"}
     among = metadata | parts | {"put_object", "delete_object", "get_object"}
     kill_at_each(clients, scenarios.in_requests, among=among)

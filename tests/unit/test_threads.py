@@ -145,10 +145,12 @@ async def test_a_thread_that_does_not_start_is_asked_for_again(monkeypatch: pyte
     await asyncio.sleep(0)
     assert not second.begun.is_set()
     monkeypatch.setattr(threading.Thread, "start", start)
-    assert await threads.run(lambda: 3) == 3
+    third = asyncio.ensure_future(threads.run(lambda: 3))
+    # in a thread of its own, as the first has not ended
+    await began(second)
     for call in (first, second):
         call.let_go.set()
-    assert await asyncio.gather(*tasks) == ["done", "done"]
+    assert await asyncio.gather(*tasks, third) == ["done", "done", 3]
     threads.close()
 
 
