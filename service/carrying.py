@@ -48,7 +48,8 @@ class Carried:
         if hasher.end != upload.offset:
             return
         short = ledger is not None and len(ledger) <= _MOST_PARTS
-        upload = upload.with_(metadata=None, filename=None, media_type=None, concat=None)
+        if (upload.metadata, upload.filename, upload.media_type, upload.concat) != (None, None, None, None):
+            upload = upload.with_(metadata=None, filename=None, media_type=None, concat=None)
         self._kept[upload.id] = Left(upload, hasher, ledger if short else None)
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
