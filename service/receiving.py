@@ -231,7 +231,8 @@ class Receiver:
                 align=upload.block_size,
                 observe=None if progress.light else progress.observe,
                 fence=partial(self._check_fence, lease),
-                keep=body.keep,
+                # of a piece that was cut at the limit the buffer is larger than what counts for it
+                keep=lambda: None if progress.overrun else body.keep(),
             ) as appender:
                 problem = await self._take(progress, appender, body, claims)
         except StorageShort:

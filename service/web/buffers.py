@@ -92,7 +92,12 @@ class BufferPool:
         while self._waiters:
             waiter, wanted = self._waiters[0]
             if not waiter.done():
-                served = self._cut(wanted)
+                try:
+                    served = self._cut(wanted)
+                except OSError as error:
+                    # the system has none to give; the waiter's trouble, and not of whoever gave one back
+                    waiter.set_exception(error)
+                    continue
                 if served is None:
                     break
                 waiter.set_result(served)
@@ -116,14 +121,14 @@ class BufferPool:
             size = SMALL_BYTES
         if self.used_bytes + size > self.limit_bytes:
             return None
-        self.used_bytes += size
         free, others = (self._large, self._small) if size == BUFFER_BYTES else (self._small, self._large)
         buffer = free.take()
         if buffer is None:
             # there is room beside what is used, so only free ones of the other size can be in the way
-            while self.used_bytes + others.bytes > self.limit_bytes:
+            while self.used_bytes + size + others.bytes > self.limit_bytes:
                 others.drop()
             buffer = mmap(-1, size, flags=MAP_PRIVATE)
+        self.used_bytes += size
         return buffer
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import random
 
+import pytest
+
+from service.web import buffers
 from service.web.buffers import BUFFER_BYTES, KEPT_BYTES, SMALL_BYTES, Buffer, BufferPool
 
 
@@ -45,6 +49,26 @@ async def test_room_for_a_small_one_is_used() -> None:
     assert len(await pool.take(1)) == SMALL_BYTES
     async with asyncio.timeout(30):
         assert len(await pool.take(BUFFER_BYTES)) == SMALL_BYTES
+
+
+async def test_memory_that_is_not_to_be_had_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks, or waits, hears of it; nothing is counted as in use, and whoever gave one back hears nothing."""
+    pool, taken = await _full(SMALL_BYTES)
+    waiting = await _waiting(pool, 1)
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "out of memory")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(buffers, "mmap", fails)
+        failing.setattr(pool._small, "put", lambda _: None)
+        pool.give(taken.pop())
+        with pytest.raises(OSError, match="memory"):
+            await waiting
+        with pytest.raises(OSError, match="memory"):
+            pool.take_now(1)
+    assert pool.used_bytes == 0
+    assert pool.take_now(1) is not None
 
 
 async def test_one_that_gave_up_after_its_turn_passes_it_on() -> None:

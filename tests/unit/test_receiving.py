@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,16 @@ from service.protocol.decide import Intake
 from service.protocol.intents import ChecksumClaim, Ending, Policy
 from service.receiving import NO_CLAIMS, Claims, Received, Receiver
 from service.sniffing import SNIFF_BYTES
-from service.storage.base import Appender, Observer, Receipt, Storage, StorageError, StorageFull, StorageUnavailable
+from service.storage.base import (
+    Appender,
+    Keep,
+    Observer,
+    Receipt,
+    Storage,
+    StorageError,
+    StorageFull,
+    StorageUnavailable,
+)
 from tests.contract.metadata_values import DAY, NOW, leased
 
 POLICY = Policy(None, 100, strong_hash=False, idle_seconds=DAY, life_seconds=7 * DAY, tombstone_seconds=DAY)
@@ -65,8 +74,8 @@ class Content:
         self._next += 1
         return memoryview(self.pieces[self._next - 1])
 
-    def keep(self) -> None:
-        return None
+    def keep(self) -> Callable[[], None]:
+        return lambda: None
 
     async def whole(self) -> memoryview | None:
         return None
@@ -106,6 +115,8 @@ class Shelf:
     behind: int = 0
     #: how often bytes were read back
     reads: int = 0
+    #: of each write, whether its buffer could be kept
+    kept: list[bool] = field(default_factory=list)
 
     async def read_upload(self, ledger: Sequence[Part], start: int, end: int) -> AsyncIterator[bytes]:
         self.reads += 1
@@ -116,7 +127,7 @@ class Shelf:
         self, upload_id: str, ledger: Sequence[Part], *, epoch: int, align: int, observe: Observer | None, **others: Any
     ) -> AsyncIterator[Appender]:
         await others["fence"]()
-        yield ShelfAppender(self, list(ledger), epoch, observe)
+        yield ShelfAppender(self, list(ledger), epoch, observe, others["keep"])
 
     async def drop(self, upload_id: str, keys: Sequence[str]) -> None:
         if self.on_drop:
@@ -139,8 +150,9 @@ class Shelf:
 class ShelfAppender:
     """Its receipts tell everything since the append began."""
 
-    def __init__(self, shelf: Shelf, ledger: list[Part], epoch: int, observe: Observer | None) -> None:
+    def __init__(self, shelf: Shelf, ledger: list[Part], epoch: int, observe: Observer | None, keep: Keep) -> None:
         self._shelf = shelf
+        self._keep = keep
         self._parts = ledger
         self._epoch = epoch
         self._observe = observe
@@ -150,6 +162,7 @@ class ShelfAppender:
     async def write(self, data: memoryview, *, last: bool = False) -> None:
         if self._observe is not None:
             self._observe(data)
+        self._shelf.kept.append(self._keep() is not None)
         if len(self._parts) - self._joined == JOINED:
             self._join()
         start = self._parts[-1].end if self._parts else 0
@@ -328,6 +341,15 @@ async def test_c1_the_last_commit_of_a_resumed_upload_is_synced(bench: Bench, *,
 
 
 # storage that fails at the end
+
+
+async def test_a_piece_that_is_cut_is_not_kept(bench: Bench) -> None:
+    """Where a body passes its limit the buffer is larger than what counts of it: storage has to copy that."""
+    length = bench.upload.length
+    assert length is not None
+    received = await bench.receive(Content([bytes(length - 1), b"12345"]))
+    assert received.upload.offset == length
+    assert bench.shelf.kept == [True, False]
 
 
 @pytest.mark.parametrize("error", [StorageFull("full"), StorageUnavailable("away")])

@@ -16,6 +16,7 @@ from tests.contract.buckets import some_bytes
 from tests.web.harness import TUS, Site, path_of, site
 from tests.web.s3_site import MIB, PART, s3_site
 from tests.web.sweeps import broken, replaced, state
+from tests.web.under_way import until
 
 LARGE = some_bytes(2 * PART + 7)
 SMALL = b"hello"
@@ -28,11 +29,17 @@ async def served(
     """A service on each kind of storage."""
     if request.param == "disk":
         async with site(tmp_path, block_size=MIB) as here:
+            await first_sweep(here)
             yield here
         return
     store, bucket, faulty = (request.getfixturevalue(name) for name in ("store", "bucket", "faulty"))
     async with s3_site(tmp_path, store, bucket, faulty, monkeypatch) as s3:
         yield s3.here
+
+
+async def first_sweep(here: Site) -> None:
+    """It is over, which would go on with what a test leaves unfinished."""
+    await until(lambda: here.service.janitor._slow is not None and here.service.janitor._slow.done())
 
 
 async def whole(here: Site, content: bytes) -> str:

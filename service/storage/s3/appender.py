@@ -297,6 +297,9 @@ class S3Appender:
             body = await self._segments.joined(merged, buffer)
             await self._check_fence()
             stored = await self._segments.store(self._name, start, body, epoch=self._epoch)
+        except BaseException:
+            buffer.abandon()
+            raise
         finally:
             self._memory.give(taken)
         slot.segments[len(sizes) - count :] = [stored]
@@ -316,6 +319,14 @@ class S3Appender:
             self._memory.give(size, leaving=True)
 
     async def _upload(self, slot: _Slot, buffer: Chunks, *, whole: bool) -> None:
+        try:
+            await self._upload_run(slot, buffer, whole=whole)
+        except BaseException:
+            buffer.abandon()
+            raise
+        buffer.recycle()
+
+    async def _upload_run(self, slot: _Slot, buffer: Chunks, *, whole: bool) -> None:
         body = await self._segments.joined(slot.segments, buffer)
         digest = await self._segments.digest(body)
         number, end = slot.index + 1, slot.start + len(body)
@@ -332,7 +343,6 @@ class S3Appender:
             key = naming.multipart_part_key(self._name, multipart)
         slot.replaced += [part.key for part in slot.segments]
         slot.part = Part(number, slot.start, end, key, etag, digest, self._epoch)
-        body.recycle()
 
     async def _multipart_id(self) -> str:
         """The multipart upload; made when the first part is there, so that small files have none."""

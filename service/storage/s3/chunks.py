@@ -141,6 +141,15 @@ class Chunks:
         for release in kept:
             release()
 
+    def abandon(self) -> None:
+        """The bytes are not needed any more, though somebody may still look: no buffer is used again.
+
+        The error that is the reason holds the run, in a circle that only the collector finds, and that
+        does not see how much memory hangs on it.
+        """
+        self._buffers, self._kept = [], []
+        self._pieces, self._size = [], 0
+
     # --- as botocore's body -------------------------------------------------------------------
 
     def read(self, _size: int = -1, /) -> bytes | memoryview:

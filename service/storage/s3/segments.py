@@ -17,6 +17,8 @@ from service.storage.threads import Threads
 
 #: segments of one part that are fetched at once
 _AT_ONCE: Final = 8
+#: bytes from which on a run is not much smaller than its buffers
+_JOINED_BELOW: Final = 2**20
 
 
 class Segments:
@@ -47,8 +49,13 @@ class Segments:
 
     def keep(self, part: Part, data: Chunks) -> None:
         """The segment's bytes, which the caller gives up, are at hand for whoever goes on with the upload."""
+        key = naming.object_of(part)
+        if len(data) < _JOINED_BELOW:
+            # by itself: its buffers are larger than it is, and would not count
+            self._memory.keep(key, b"".join(data.pieces()))
+            data.recycle()
         # those that were kept are never used again, since somebody may be about to send them
-        if not self._memory.keep(naming.object_of(part), data):
+        elif not self._memory.keep(key, data):
             data.recycle()
 
     def forget(self, name: str) -> None:
