@@ -31,7 +31,7 @@ from service.protocol.decide import decide_create
 from service.protocol.intents import Create, Policy
 from service.protocol.media import content_allowed
 from service.protocol.problems import Refusal
-from service.receiving import Body
+from service.receiving import WHOLE_BYTES, Body
 from service.room import Room
 from service.sniffing import SNIFF_BYTES, sniff
 from service.storage.base import Storage, StorageError
@@ -39,8 +39,6 @@ from service.tasks import Tasks
 
 log = structlog.get_logger(__name__)
 
-#: the largest body of which one buffer holds all
-MOST_BYTES: Final = 2**20
 #: how long marks wait for others, so that one call takes many
 _MARKS_SECONDS: Final = 0.05
 #: a file that took longer is not recorded; well below `files.ORPHAN_SECONDS`
@@ -102,7 +100,7 @@ class AtOnce:
 
     def _plain(self, intent: Create, terms: LinkTerms) -> bool:
         size = intent.length
-        if size is None or size != intent.framing.length or not 0 < size <= MOST_BYTES:
+        if size is None or size != intent.framing.length or not 0 < size <= WHOLE_BYTES:
             return False
         if intent.concat_kind is not ConcatKind.NONE or intent.checksum is not None or intent.checksum_trailer:
             return False

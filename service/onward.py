@@ -14,7 +14,6 @@ as after any write that was not committed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 import structlog
 
@@ -26,14 +25,11 @@ from service.model import ConcatKind, Upload
 from service.protocol.decide import decide_append, expiry
 from service.protocol.intents import Append, Policy
 from service.protocol.problems import Refusal
-from service.receiving import Body
+from service.receiving import WHOLE_BYTES, Body
 from service.storage.base import Storage, StorageError
 from service.tasks import Tasks
 
 log = structlog.get_logger(__name__)
-
-#: the largest body of which one buffer holds all
-MOST_BYTES: Final = 2**20
 
 
 class Onward:
@@ -121,6 +117,6 @@ class Onward:
 
 def _plain(intent: Append) -> bool:
     size = intent.framing.length
-    if size is None or not 0 < size <= MOST_BYTES:
+    if size is None or not 0 < size <= WHOLE_BYTES:
         return False
     return intent.length is None and intent.checksum is None and not intent.checksum_trailer

@@ -41,6 +41,8 @@ log = structlog.get_logger(__name__)
 #: a running body is committed at least this often while bytes come
 COMMIT_SECONDS: Final = 1.0
 COMMIT_BYTES: Final = 64 * 2**20
+#: the largest body that `Body.whole` may hand out
+WHOLE_BYTES: Final = 2**20
 
 
 class Body(Protocol):

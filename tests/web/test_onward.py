@@ -100,7 +100,7 @@ async def test_what_it_cannot_take_goes_the_long_way(here: Site, monkeypatch: py
     assert (answer.status, answer.offset) == (204, PIECE + 5)
     fields = TUS | {"Upload-Offset": str(PIECE + 5), "Content-Type": OCTETS}
     line = await begin(here, "PATCH", path, fields, b"abc", length=6)
-    await asyncio.sleep(0.2)
+    await until(lambda: held(here, path))
     await line.send(b"def")
     assert (await line.answer()).offset == PIECE + 11
     assert "go_on" not in seen
